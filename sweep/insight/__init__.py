@@ -1,0 +1,1 @@
+"""What does it mean? Selection and its words, from stored rows alone."""

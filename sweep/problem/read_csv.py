@@ -1,0 +1,91 @@
+"""CSV files: strict about their form, exact about the line that breaks it."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.csv
+
+from sweep.errors import DataError
+
+DELIMITERS = ",;\t|"
+# What pandas takes for missing as well.
+MISSING = [
+    *("", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN"),
+    *("<NA>", "N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null"),
+]
+
+
+def read_csv(source: str, path: Path) -> pa.Table:
+    """The table of a UTF-8 file with a header; types are inferred from whole columns.
+
+    Separated by the one of `,` `;` tab `|` that splits the header most. Raises DataError for a
+    file that is empty, not text, or has a row longer or shorter than the header.
+    """
+    delimiter = _delimiter(source, path)
+    try:
+        return pyarrow.csv.read_csv(
+            path,
+            parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
+            convert_options=pyarrow.csv.ConvertOptions(
+                strings_can_be_null=True, null_values=MISSING
+            ),
+        )
+    except (pa.ArrowException, UnicodeDecodeError) as error:
+        ragged = _ragged_line(path, delimiter)
+        reason = ragged or " ".join(str(error).split())[:200]
+        raise DataError(f"{source}: not readable as CSV: {reason}.") from None
+
+
+def csv_line(path: Path, row: int) -> str:
+    """`line 17`: where data row `row` (from 0) starts, blank lines and quoted breaks counted."""
+    with suppress(csv.Error):
+        for i, (line, _) in enumerate(_records(path, _delimiter(str(path), path))):
+            if i == row + 1:
+                return f"line {line}"
+    return f"data row {row + 1}"
+
+
+def _delimiter(source: str, path: Path) -> str:
+    with path.open("rb") as file:
+        head = file.readline(1_000_000)
+        while head and not head.strip(b"\r\n\xef\xbb\xbf"):
+            head = file.readline(1_000_000)
+    if not head:
+        raise DataError(f"{source}: the file is empty.")
+    try:
+        text = head.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{source}: not UTF-8 text (byte {error.start} of the header); save it as UTF-8."
+        ) from None
+    if "\x00" in text:
+        raise DataError(f"{source}: not a text file, so no CSV.")
+    return max(DELIMITERS, key=lambda d: len(next(csv.reader([text], delimiter=d), [])))
+
+
+def _records(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """The line on which each record starts (from 1), and its fields."""
+    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+        reader = csv.reader(file, delimiter=delimiter)
+        start = 1
+        for record in reader:
+            if record:
+                yield start, record
+            start = reader.line_num + 1
+
+
+def _ragged_line(path: Path, delimiter: str) -> str | None:
+    width = 0
+    try:
+        for line, record in _records(path, delimiter):
+            width = width or len(record)
+            if len(record) != width:
+                return f"line {line} has {len(record)} values, the header {width}"
+    except csv.Error as error:
+        return str(error)
+    return None

@@ -1,0 +1,1 @@
+"""What to try next: the space, the sampler, and the loop that asks, trains and tells."""

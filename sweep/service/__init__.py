@@ -1,0 +1,1 @@
+"""Who else may look: the study database in a browser."""

@@ -1,0 +1,1 @@
+"""The product's own tables beside Optuna's, as Alembic revisions."""

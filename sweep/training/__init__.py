@@ -1,0 +1,1 @@
+"""How it is learned: optimizers, divergence, and two engines with one behaviour."""

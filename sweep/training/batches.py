@@ -1,0 +1,97 @@
+"""Which rows each lane's next batch holds, and which test rows it is scored on."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sweep.problem.randomness import permutation
+from sweep.training.experiment import Experiment
+from sweep.training.member import Plan
+
+
+class BatchOrders:
+    """The row order of each (fold, epoch) in use, shared by the lanes that are there.
+
+    `rows` is (P, L): row p holds one epoch's rows, each batch padded to `batch` rows by repeating
+    its first one (a padded row is as finite as the rest, and its loss is not counted).
+    """
+
+    def __init__(self, experiment: Experiment, batch: int) -> None:
+        self.seed, self.batch = experiment.spec.seed, batch
+        self.rows: Int[Tensor, "P L"] = torch.zeros(0, 0, dtype=torch.int32)
+        self._place: dict[tuple[int, int], int] = {}
+        self._users: dict[int, int] = {}
+
+    def acquire(self, fold: int, epoch: int, plan: Plan) -> int:
+        """The place p of this epoch's order."""
+        key = (fold, epoch)
+        if key not in self._place:
+            used = set(self._place.values())
+            place = next(p for p in range(len(used) + 1) if p not in used)
+            order = plan.train[permutation(self.seed, fold, epoch, len(plan.train))]
+            padded = self._padded(order, plan)
+            if place >= self.rows.shape[0] or len(padded) > self.rows.shape[1]:
+                self._grow(place + 1, len(padded))
+            self.rows[place, : len(padded)] = torch.from_numpy(padded)
+            self._place[key] = place
+            self._users[place] = 0
+        place = self._place[key]
+        self._users[place] += 1
+        return place
+
+    def release(self, place: int) -> None:
+        self._users[place] -= 1
+        if self._users[place] == 0:
+            del self._users[place]
+            self._place = {key: p for key, p in self._place.items() if p != place}
+
+    def _padded(self, order: np.ndarray, plan: Plan) -> np.ndarray:
+        batches = np.empty((plan.steps_per_epoch, self.batch), dtype=np.int32)
+        for i in range(plan.steps_per_epoch):
+            part = order[i * plan.batch : (i + 1) * plan.batch]
+            batches[i, : len(part)] = part
+            batches[i, len(part) :] = part[0]
+        return batches.reshape(-1)
+
+    def _grow(self, places: int, length: int) -> None:
+        had_places, had_length = self.rows.shape
+        if places > had_places:
+            places = max(places, 2 * had_places)
+        grown = torch.zeros(max(places, had_places), max(length, had_length), dtype=torch.int32)
+        grown[:had_places, :had_length] = self.rows
+        self.rows = grown
+
+
+class FoldTable:
+    """For every fold at once: where its version of the data begins, and its row weights."""
+
+    def __init__(self, experiment: Experiment) -> None:
+        problem = experiment.problem
+        folds = range(len(problem.folds))
+        versions, n_rows = problem.x.shape[:2]
+        y_versions = problem.y.shape[0]
+        self.x: Tensor = problem.x.flatten(0, 1)
+        self.y: Tensor = problem.y.flatten(0, 1)
+        self.x_start = torch.tensor([n_rows * (f if versions > 1 else 0) for f in folds])
+        self.y_start = torch.tensor([n_rows * (f if y_versions > 1 else 0) for f in folds])
+        weights = experiment.row_weights
+        self.weights: Float[Tensor, "F N"] | None = None
+        if problem.weights is not None:
+            self.weights = torch.stack([w for w in weights if w is not None]).to(experiment.dtype)
+
+    def take(
+        self, folds: Int[Tensor, M], rows: Int[Tensor, "M B"]
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """(x, y, weights) of the given rows, each (M, B, ...)."""
+        shape, flat = rows.shape, rows.flatten()
+        at = (self.x_start[folds].unsqueeze(1) + rows).flatten()
+        x = self.x.index_select(0, at).view(*shape, *self.x.shape[1:])
+        at = (self.y_start[folds].unsqueeze(1) + rows).flatten()
+        y = self.y.index_select(0, at).view(shape)
+        if self.weights is None:
+            return x, y, None
+        lane_fold = folds.unsqueeze(1).expand(shape).flatten()
+        return x, y, self.weights[lane_fold, flat].view(shape)

@@ -1,0 +1,95 @@
+"""What all members of a study share: the data and folds, the specification, the scores."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sweep.errors import SpecError
+from sweep.problem.models import build_model
+from sweep.problem.prepare import Problem
+from sweep.problem.scores import Score, get_score
+from sweep.spec import Setting, StudySpec
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A study ready to train: `problem` is prepared from `spec`, found in `directory`."""
+
+    problem: Problem
+    spec: StudySpec
+    directory: Path
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return DTYPES[self.spec.train.dtype]
+
+    def build_model(self, setting: Setting, fold: int) -> nn.Module:
+        """The model of a trial with this setting, as it starts on this fold."""
+        return build_model(
+            setting.model_kind,
+            setting.model,
+            self.problem.input_shape,
+            self.problem.n_outputs,
+            seed=self.spec.seed,
+            fold=fold,
+            dtype=self.dtype,
+            directory=self.directory,
+        )
+
+    @cached_property
+    def score(self) -> Score:
+        return self._score(self.spec.score_name)
+
+    @cached_property
+    def more_scores(self) -> tuple[Score, ...]:
+        return tuple(self._score(name) for name in self.spec.scores)
+
+    def _score(self, name: str) -> Score:
+        return get_score(name, self.problem.kind, self.problem.classes)
+
+    @cached_property
+    def row_weights(self) -> tuple[Tensor | None, ...]:
+        """For each fold, the rows' weights divided by their mean over its training rows."""
+        weights = self.problem.weights
+        if weights is None:
+            return (None,) * len(self.problem.folds)
+        return tuple(
+            weights / weights[torch.from_numpy(fold.train)].mean() for fold in self.problem.folds
+        )
+
+    @cached_property
+    def feature_groups(self) -> Tensor | None:
+        """For each feature, the number of its group (`feature_groups`; the rest stand alone).
+
+        A column that became several features (one-hot) is named as the column or as a feature.
+        """
+        groups = self.spec.feature_groups
+        if groups is None:
+            return None
+        columns = self.problem.columns_of_features
+        names = self.problem.feature_names
+        number: dict[str, int] = {}
+        for i, (group, members) in enumerate(groups.items()):
+            for member in members:
+                if member not in columns and member not in names:
+                    known = ", ".join(dict.fromkeys(columns))
+                    raise SpecError(
+                        f"feature_groups.{group}: no column {member!r}. Columns: {known}."
+                    )
+                if number.setdefault(member, i) != i:
+                    raise SpecError(f"feature_groups: {member!r} is in two groups.")
+        alone = len(groups)
+        index = []
+        for name, column in zip(names, columns, strict=True):
+            found = number.get(name, number.get(column))
+            index.append(found if found is not None else alone)
+            alone += found is None
+        return torch.from_numpy(np.asarray(index, dtype=np.int64))

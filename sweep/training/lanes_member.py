@@ -1,0 +1,63 @@
+"""A member in a lane: its module, plan and penalty, and how far it is."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from sweep.problem.models import penalized, rows_interact, structure_key
+from sweep.training.experiment import Experiment
+from sweep.training.member import Member, Plan, make_plan
+from sweep.training.penalty import Penalty, make_penalty
+
+
+@dataclass(frozen=True)
+class LaneModel:
+    """A member ready for a lane: its module, plan and penalty."""
+
+    member: Member
+    module: nn.Module
+    plan: Plan
+    penalized: tuple[str, ...]
+    penalty: Penalty
+    program_key: Any
+
+    @classmethod
+    def build(cls, experiment: Experiment, member: Member) -> LaneModel:
+        spec, problem, setting = experiment.spec, experiment.problem, member.setting
+        module = experiment.build_model(setting, member.fold)
+        interact = rows_interact(module)
+        plan = make_plan(problem, spec, member, interact)
+        names = penalized(module, penalize_bias=spec.penalize_bias, patterns=spec.penalize)
+        own = setting.regularizer if setting.regularizer.startswith("python:") else ""
+        key = (
+            structure_key(setting.model_kind, setting.model),
+            setting.optimizer,
+            setting.nesterov,
+            # Rows that a batch is padded with would be seen by batch normalisation.
+            plan.batch if interact else setting.batch_size,
+            own,
+        )
+        return cls(member, module, plan, tuple(names), make_penalty(experiment, setting), key)
+
+
+@dataclass
+class Lane:
+    """Who has a slot, and how far it is."""
+
+    model: LaneModel
+    order: int
+    step: int = 0
+    best: float = math.inf
+    best_epoch: int = -1
+
+    @property
+    def epoch(self) -> int:
+        return self.step // self.model.plan.steps_per_epoch
+
+    @property
+    def step_in_epoch(self) -> int:
+        return self.step % self.model.plan.steps_per_epoch

@@ -1,0 +1,389 @@
+"""One vmapped program: members of equal shapes, a lane each, stepped together.
+
+Models, losses, penalties, updates and divergence rules are written for one model; this file maps
+them over lanes, and nothing else does. Each lane has its own parameters, optimizer state,
+learning rate, step counter, batch order and divergence watch. A lane whose member finished or
+diverged is given to the next waiting member; until then it computes garbage that nobody reads,
+and since no operation mixes lanes, garbage (NaN included) stays in its lane.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from sweep.problem.models import rows_interact
+from sweep.problem.scores import Score
+from sweep.training.batches import BatchOrders
+from sweep.training.divergence import CODES, Reason, Watch, diagnose, new_watch
+from sweep.training.experiment import Experiment
+from sweep.training.lanes_compile import WARM_SECONDS, WORTH_SECONDS, BackgroundCompile
+from sweep.training.lanes_evaluate import Evaluation
+from sweep.training.lanes_member import Lane, LaneModel
+from sweep.training.lanes_step import LaneStep, State, StepInputs, Tensors
+from sweep.training.member import Done, Epoch, Event, Outcome, learning_rate_at
+from sweep.training.optimizers import new_moments, numbers, trainable
+from sweep.training.penalty import aligned
+from sweep.training.reference import error_failure
+from sweep.training.scoring import ScoreUndefined
+
+CHUNK_STEPS = 16
+"""Steps between two looks at the divergence flags."""
+SLICE_SECONDS = 0.2
+"""`advance` returns at least this often, so that its caller stays responsive."""
+
+
+class Program:
+    """Slots, who is in them, and the step that trains them all."""
+
+    def __init__(
+        self, experiment: Experiment, model: LaneModel, slots: int, compile_when: str = "never"
+    ) -> None:
+        setting = model.member.setting
+        self.experiment, self.max_slots = experiment, slots
+        self.waiting: deque[LaneModel] = deque()
+        self.lanes: list[Lane | None] = []
+        self.limits: dict[tuple[int, int], int] = {}
+        self.module, self.penalized = copy.deepcopy(model.module).eval(), model.penalized
+        self.names = list(trainable(model.module))
+        self.optimizer = setting.optimizer
+        self._first_model = model
+        self.step = self._make_step()
+        self.template = self.step.template
+        self.evaluation = Evaluation(experiment, self.module, self.step.table)
+        rows = max(len(fold.train) for fold in experiment.problem.folds)
+        self.batch = min(setting.batch_size or rows, rows)
+        if rows_interact(model.module):
+            self.batch = model.plan.batch
+        self.orders = BatchOrders(experiment, self.batch)
+        self.state: State | None = None
+        self.best: Tensors = {}
+        self.compile = compile_when
+        self.compiling: BackgroundCompile | None = None
+        self.chunks = 0
+        self.step_seconds: float | None = None
+        self.to_come = 0.0
+
+    @property
+    def pending(self) -> int:
+        return len(self.waiting) + sum(lane is not None for lane in self.lanes)
+
+    @property
+    def is_compiled(self) -> bool:
+        return self._current_step()[1]
+
+    def models(self) -> list[LaneModel]:
+        return [lane.model for lane in self.lanes if lane is not None] + list(self.waiting)
+
+    def remove(self, name: tuple[int, int]) -> None:
+        for slot, lane in enumerate(self.lanes):
+            if lane is not None and lane.model.member.name == name:
+                self._free(slot)
+        self.waiting = deque(m for m in self.waiting if m.member.name != name)
+        self.limits.pop(name, None)
+
+    def advance(self) -> list[Event]:
+        """Trains until something happens, or for `SLICE_SECONDS`."""
+        until = time.monotonic() + SLICE_SECONDS
+        events: list[Event] = []
+        while not events:
+            self._fill()
+            if not any(self.lanes):
+                break
+            self._train_chunk()
+            events = self._look()
+            if time.monotonic() > until:
+                break
+        return events
+
+    # Slots.
+
+    def _fill(self) -> None:
+        """Gives free slots to waiting members."""
+        used = [slot for slot, lane in enumerate(self.lanes) if lane is not None]
+        size = self._wanted_slots()
+        if size != len(self.lanes):
+            self._resize(used, size)
+        free = [slot for slot, lane in enumerate(self.lanes) if lane is None]
+        new = [(slot, self.waiting.popleft()) for slot in free[: len(self.waiting)]]
+        if new:
+            self._load(new)
+
+    def _wanted_slots(self) -> int:
+        """As many as there is work for; a compiled step wants its own number, if half full."""
+        wanted, now = min(self.max_slots, self.pending), len(self.lanes)
+        ready = self.compiling
+        if ready is not None and ready.error is None and 2 * self.pending >= ready.slots:
+            return max(ready.slots, sum(lane is not None for lane in self.lanes))
+        if wanted > now or wanted <= now // 2:
+            return wanted
+        return now
+
+    def _resize(self, used: Sequence[int], size: int) -> None:
+        self.lanes = [self.lanes[slot] for slot in used] + [None] * (size - len(used))
+        if self.state is None:
+            return
+        kept = torch.tensor([*used, *[0] * (size - len(used))], dtype=torch.int64)
+        self.state = tree_map(lambda t: t[kept] if isinstance(t, Tensor) else t, self.state)
+        self.best = {name: t[kept] for name, t in self.best.items()}
+
+    def _load(self, new: Sequence[tuple[int, LaneModel]]) -> None:
+        """Puts fresh members into slots, all of them with one copy a tensor."""
+        states = [self._fresh(model) for _, model in new]
+        stacked = tree_map(
+            lambda *leaves: torch.stack(leaves) if isinstance(leaves[0], Tensor) else leaves[0],
+            *states,
+        )
+        slots = torch.tensor([slot for slot, _ in new])
+        if self.state is None:
+            size = len(self.lanes)
+            self.state = tree_map(
+                lambda t: t.new_zeros(size, *t.shape[1:]) if isinstance(t, Tensor) else t, stacked
+            )
+        tree_map(
+            lambda whole, part: (
+                whole.index_copy_(0, slots, part) if isinstance(whole, Tensor) else whole
+            ),
+            self.state,
+            stacked,
+        )
+        for slot, model in new:
+            order = self.orders.acquire(model.member.fold, 0, model.plan)
+            self.lanes[slot] = Lane(model, order)
+
+    def _fresh(self, model: LaneModel) -> State:
+        dtype, setting = self.experiment.dtype, model.member.setting
+        module = model.module
+        parameters: Tensors = {name: p.detach() for name, p in trainable(module).items()}
+        frozen = {n: p.detach() for n, p in module.named_parameters() if n not in parameters}
+        return State(
+            parameters=parameters,
+            buffers={**frozen, **dict(module.named_buffers())},
+            moments=new_moments(parameters, self.optimizer),
+            watch=new_watch(len(parameters), dtype),
+            numbers=numbers(setting, dtype),
+            penalty=aligned(model.penalty, self.template),
+        )
+
+    def _free(self, slot: int) -> None:
+        lane = self.lanes[slot]
+        assert lane is not None
+        self.orders.release(lane.order)
+        self.limits.pop(lane.model.member.name, None)
+        self.lanes[slot] = None
+
+    # Training.
+
+    def _train_chunk(self) -> None:
+        """Steps every lane until the first of them ends an epoch or meets its limit."""
+        active = [lane for lane in self.lanes if lane is not None]
+        steps = CHUNK_STEPS
+        for lane in active:
+            steps = min(steps, lane.model.plan.steps_per_epoch - lane.step_in_epoch)
+            limit = self.limits.get(lane.model.member.name)
+            if limit is not None:
+                steps = min(steps, limit - lane.step)
+        if steps <= 0:
+            return
+        step, is_compiled = self._current_step()
+        began = time.monotonic()
+        for inputs in self._inputs(steps):
+            assert self.state is not None
+            self.state = step(self.state, inputs)
+        if not is_compiled:
+            self.chunks += 1
+            # The first steps import and allocate.
+            if self.chunks > 2:
+                seconds = (time.monotonic() - began) / steps
+                self.step_seconds = min(seconds, self.step_seconds or seconds)
+            if self.chunks > 2 or self.compile == "always":
+                self._compile_if_worth(inputs)
+        for lane in active:
+            lane.step += steps
+
+    def _make_step(self) -> LaneStep:
+        model = self._first_model
+        return LaneStep(self.experiment, model.module, model.penalized, model.member.setting)
+
+    def _current_step(self) -> tuple[Callable[[State, StepInputs], State], bool]:
+        ready = self.compiling
+        if ready is not None and ready.result is not None and ready.slots == len(self.lanes):
+            return ready.result, True
+        return self.step, False
+
+    def _compile_if_worth(self, inputs: StepInputs) -> None:
+        """Starts compiling for the present slots where that pays."""
+        if self.compiling is not None or self.compile == "never":
+            return
+        if self.compile == "auto":
+            assert self.step_seconds is not None
+            left = [
+                lane.model.plan.steps - lane.step for lane in self.lanes if lane is not None
+            ] + [model.plan.steps for model in self.waiting]
+            average = sum(left) / max(1, len(left))
+            steps = (sum(left) + self.to_come * average) / len(self.lanes)
+            if steps * self.step_seconds < WORTH_SECONDS:
+                return
+        assert self.state is not None
+        self.compiling = BackgroundCompile(self._make_step(), self.state, inputs)
+        self.compiling.wait(None if self.compile == "always" else WARM_SECONDS)
+
+    def _inputs(self, steps: int) -> Iterator[StepInputs]:
+        """What the next steps of all lanes are given."""
+        # An empty slot computes what some member computes, and nobody looks.
+        lanes = [lane for lane in self.lanes if lane is not None]
+        seats = [lane if lane is not None else lanes[0] for lane in self.lanes]
+        plans = [lane.model.plan for lane in seats]
+        folds = torch.tensor([lane.model.member.fold for lane in seats])
+        places = torch.tensor([lane.order for lane in seats]).unsqueeze(1)
+        start = torch.tensor([lane.step for lane in seats])
+        within = torch.tensor([lane.step_in_epoch for lane in seats])
+        per_batch = torch.tensor([plan.batch for plan in plans])
+        n_rows = torch.tensor([len(plan.train) for plan in plans])
+        rates = np.stack(
+            [
+                learning_rate_at(
+                    lane.step + np.arange(steps), lane.model.member.setting, lane.model.plan
+                )
+                for lane in seats
+            ],
+            axis=1,
+        )
+        learning_rates = torch.from_numpy(rates).to(self.experiment.dtype)
+        offsets = torch.arange(self.batch)
+        for i in range(steps):
+            begin = ((within + i) * self.batch).unsqueeze(1)
+            yield StepInputs(
+                folds=folds,
+                rows=self.orders.rows[places, begin + offsets],
+                n_rows=torch.minimum(per_batch, n_rows - (within + i) * per_batch),
+                step=start + i,
+                learning_rate=learning_rates[i],
+            )
+
+    # Looking.
+
+    def _look(self) -> list[Event]:
+        """What happened in the last chunk: divergence, ends of epochs, limits."""
+        assert self.state is not None
+        events: list[Event] = []
+        codes = self.state.watch.code.tolist()
+        ended: list[int] = []
+        for slot, lane in enumerate(self.lanes):
+            if lane is None:
+                continue
+            name, plan = lane.model.member.name, lane.model.plan
+            limit = self.limits.get(name)
+            if codes[slot]:
+                events.append(Done(lane.model.member, self._diagnosis(slot, lane)))
+                self._free(slot)
+            elif limit is not None and lane.step >= limit:
+                events.append(Done(lane.model.member, Outcome(stopped=True)))
+                self._free(slot)
+            elif lane.step % plan.steps_per_epoch == 0:
+                ended.append(slot)
+        if ended:
+            events += self._end_epoch(ended)
+        return events
+
+    def _diagnosis(self, slot: int, lane: Lane, reason: Reason | None = None) -> Outcome:
+        assert self.state is not None
+        watch: Watch = tree_map(lambda t: t[slot], self.state.watch)
+        if reason is not None:
+            watch = watch._replace(code=torch.tensor(CODES.index(reason) + 1))
+        plan = lane.model.plan
+        failure = diagnose(watch, self.names, lane.model.member.fold, plan.steps_per_epoch)
+        return Outcome(failure=failure)
+
+    def _end_epoch(self, slots: Sequence[int]) -> list[Event]:
+        seats = {slot: lane for slot in slots if (lane := self.lanes[slot]) is not None}
+        events: list[Event] = []
+        assert self.state is not None
+        scores = self.evaluation.scores(seats, self.state, "test", [self.experiment.score])
+        held = self.evaluation.held_out_losses(seats, self.state)
+        finished: list[int] = []
+        for slot, lane in seats.items():
+            member, plan, score = lane.model.member, lane.model.plan, scores[slot][0]
+            if isinstance(score, ScoreUndefined) or not math.isfinite(score):
+                if isinstance(score, ScoreUndefined):
+                    failure = error_failure(score, member, lane.epoch - 1, lane.step)
+                    events.append(Done(member, Outcome(failure=failure)))
+                else:
+                    outcome = self._diagnosis(slot, lane, Reason.NONFINITE_SCORE)
+                    events.append(Done(member, outcome))
+                self._free(slot)
+                continue
+            epoch = lane.epoch - 1
+            events.append(Epoch(member, epoch, score))
+            stop = lane.epoch == plan.epochs
+            rule = member.setting.early_stopping
+            if rule is not None:
+                if lane.best_epoch < 0 or held[slot] < lane.best - rule.min_delta:
+                    lane.best, lane.best_epoch = held[slot], epoch
+                    self._keep_best(slot)
+                stop = stop or epoch - lane.best_epoch >= rule.patience
+            if stop:
+                finished.append(slot)
+            else:
+                self.orders.release(lane.order)
+                lane.order = self.orders.acquire(member.fold, lane.epoch, plan)
+        if finished:
+            events += self._finish({slot: seats[slot] for slot in finished})
+        return events
+
+    def _keep_best(self, slot: int) -> None:
+        assert self.state is not None
+        tensors = {**self.state.parameters, **self.state.buffers}
+        for name, t in tensors.items():
+            if name not in self.best:
+                self.best[name] = torch.zeros_like(t)
+            self.best[name][slot] = t[slot]
+
+    def _finish(self, lanes: dict[int, Lane]) -> list[Event]:
+        """Final scores of members that trained to their end, with the best epoch's weights."""
+        assert self.state is not None
+        slots = torch.tensor(list(lanes))
+        if self.best:
+            for name, t in {**self.state.parameters, **self.state.buffers}.items():
+                t[slots] = self.best[name][slots]
+        asked = [self.experiment.score, *self.experiment.more_scores]
+        test = self.evaluation.scores(lanes, self.state, "test", asked)
+        train = self.evaluation.scores(lanes, self.state, "train", asked[:1])
+        nonzero = torch.zeros(len(lanes), dtype=torch.int64)
+        for name in self.penalized:
+            weights = self.state.parameters[name][slots].flatten(1)
+            nonzero += torch.count_nonzero(weights, dim=1)
+        events: list[Event] = []
+        for (slot, lane), n in zip(lanes.items(), nonzero.tolist(), strict=True):
+            score, *more = test[slot]
+            events.append(
+                Done(lane.model.member, _outcome(lane, score, train[slot][0], n, more, asked))
+            )
+            self._free(slot)
+        return events
+
+
+def _outcome(
+    lane: Lane,
+    score: float | ScoreUndefined,
+    train_score: float | ScoreUndefined,
+    nonzero: int,
+    more: Sequence[float | ScoreUndefined],
+    asked: Sequence[Score],
+) -> Outcome:
+    known: list[float] = []
+    for value in (score, train_score, *more):
+        if isinstance(value, ScoreUndefined):
+            failure = error_failure(value, lane.model.member, lane.epoch, lane.step)
+            return Outcome(failure=failure)
+        known.append(value)
+    names = [kind.name for kind in asked[1:]]
+    return Outcome(known[0], known[1], nonzero, dict(zip(names, known[2:], strict=True)))

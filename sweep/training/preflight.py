@@ -1,0 +1,68 @@
+"""Mistakes that every trial would meet are met once, before anything is trained or written."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import torch
+from torch import nn
+
+from sweep.errors import SpecError
+from sweep.problem.models import parameter_count, penalized
+from sweep.spec import Choices, StudySpec, encode_choice
+from sweep.spec.models import BUILT_IN
+from sweep.training.experiment import Experiment
+from sweep.training.memory import machine_bytes
+from sweep.training.penalty import make_penalty
+
+MOST_MODELS = 16
+
+
+def preflight(experiment: Experiment) -> list[nn.Module]:
+    """Builds the models and penalties that the study may ask for (the first `MOST_MODELS`).
+
+    Raises the SweepError that a trial would have failed with.
+    """
+    spec = experiment.spec
+    _ = experiment.score, experiment.more_scores, experiment.feature_groups
+    modules = []
+    for params in example_params(spec):
+        setting = spec.setting(params)
+        if setting.model_kind in BUILT_IN:
+            with torch.device("meta"):
+                _check_size(experiment.build_model(setting, fold=0), experiment.dtype)
+        module = experiment.build_model(setting, fold=0)
+        penalized(module, penalize_bias=spec.penalize_bias, patterns=spec.penalize)
+        make_penalty(experiment, setting)
+        modules.append(module)
+    return modules
+
+
+def _check_size(module: nn.Module, dtype: torch.dtype) -> None:
+    """Refuses a model that no training step fits: parameters, gradient, and two moments."""
+    needed = 4 * parameter_count(module) * dtype.itemsize
+    machine = machine_bytes()
+    if needed > machine:
+        raise SpecError(
+            f"model: {parameter_count(module):,} parameters need {needed / 2**30:,.0f} GiB to "
+            f"train, this machine has {machine / 2**30:,.0f}. Give smaller widths."
+        )
+
+
+def example_params(spec: StudySpec) -> list[dict[str, Any]]:
+    """Parameters as the database holds them: every combination of the model's and regularizer's
+    choices, ends of ranges for the rest, at most `MOST_MODELS` of them.
+    """
+    options: dict[str, list[Any]] = {}
+    model_keys = {*type(spec.model).model_fields, *(spec.model.model_extra or {})}
+    for name, knob in spec.space().items():
+        key = name.rsplit(".", 1)[-1]
+        if isinstance(knob, Choices):
+            encoded = [encode_choice(choice) for choice in knob.choices]
+            varies = name == "regularizer" or key in model_keys
+            options[name] = encoded if varies else encoded[:1]
+        else:
+            options[name] = [knob.low, knob.high] if key in model_keys else [knob.low]
+    combinations = itertools.islice(itertools.product(*options.values()), MOST_MODELS)
+    return [dict(zip(options, values, strict=True)) for values in combinations]

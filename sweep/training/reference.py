@@ -1,0 +1,244 @@
+"""The reference engine: one model at a time, plain nn.Module and torch.optim.
+
+It is the truth that the batched engine must equal, the engine for modules that cannot be
+batched, and the one that `sweep replay` uses.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from sweep.errors import SweepError
+from sweep.problem.dropout import KeyedDropout, dropout_key
+from sweep.problem.losses import loss_per_sample
+from sweep.problem.models import penalized, rows_interact
+from sweep.problem.randomness import Stream, derive_seed, permutation
+from sweep.training.divergence import (
+    CODES,
+    Reason,
+    diagnose,
+    gradient_size,
+    new_watch,
+    observe,
+)
+from sweep.training.experiment import Experiment
+from sweep.training.member import (
+    Done,
+    Epoch,
+    Event,
+    Failure,
+    Member,
+    Outcome,
+    learning_rate_at,
+    make_plan,
+)
+from sweep.training.optimizers import make_torch_optimizer, proximal_step, trainable
+from sweep.training.penalty import make_penalty
+from sweep.training.scoring import ScoreUndefined, judge, stopping_loss
+
+EVALUATION_ROWS = 4096
+
+
+class ReferenceEngine:
+    """Trains members one after the other, an epoch at a time.
+
+    The folds of the earliest trial take turns, so that its mean score after each epoch is known
+    early.
+    """
+
+    def __init__(self, experiment: Experiment) -> None:
+        self.experiment = experiment
+        self._runs: dict[tuple[int, int], Run] = {}
+
+    @property
+    def pending(self) -> int:
+        return len(self._runs)
+
+    def add(self, member: Member) -> None:
+        self._runs[member.name] = Run(self.experiment, member)
+
+    def expect(self, members: int) -> None:
+        """About so many members more are to come; here it changes nothing."""
+
+    def describe(self) -> str:
+        """How members train, in words."""
+        return "reference, one model at a time"
+
+    def limit(self, name: tuple[int, int], steps: int) -> None:
+        """The member ends, `stopped`, once it has tried `steps` updates."""
+        if name in self._runs:
+            self._runs[name].limit = steps
+
+    def remove(self, name: tuple[int, int]) -> None:
+        self._runs.pop(name, None)
+
+    def advance(self) -> list[Event]:
+        """One epoch of one member."""
+        if not self._runs:
+            return []
+        name = min(self._runs, key=lambda name: (name[0], self._runs[name].epochs_done, name[1]))
+        event = self._runs[name].advance()
+        if isinstance(event, Done):
+            del self._runs[name]
+        return [event]
+
+
+class Run:
+    """One member in training."""
+
+    def __init__(self, experiment: Experiment, member: Member) -> None:
+        self.experiment, self.member = experiment, member
+        self.limit: int | None = None
+        self.epochs_done = 0
+        self.step = 0
+        self._events = self._train()
+
+    def advance(self) -> Event:
+        """Trains to the end of the epoch; an exception of the user's model ends the member."""
+        try:
+            return next(self._events)
+        except MemoryError:
+            raise
+        except Exception as error:
+            failure = error_failure(error, self.member, self.epochs_done, self.step)
+            return Done(self.member, Outcome(failure=failure))
+
+    def _train(self) -> Iterator[Event]:
+        experiment, member = self.experiment, self.member
+        spec, problem, setting = experiment.spec, experiment.problem, member.setting
+        fold = member.fold
+        module = experiment.build_model(setting, fold)
+        plan = make_plan(problem, spec, member, rows_interact(module))
+        names = penalized(module, penalize_bias=spec.penalize_bias, patterns=spec.penalize)
+        penalty = make_penalty(experiment, setting)
+        optimizer = make_torch_optimizer(module, setting, names)
+        parameters = trainable(module)
+        dropouts = [m for m in module.modules() if isinstance(m, KeyedDropout)]
+        x, y = problem.x_of(fold), problem.y_of(fold)
+        weights = experiment.row_weights[fold]
+        watch = new_watch(len(parameters), experiment.dtype)
+        best: tuple[float, int, dict[str, Tensor]] | None = None
+
+        for epoch in range(plan.epochs):
+            order = plan.train[permutation(spec.seed, fold, epoch, len(plan.train))]
+            module.train()
+            for i in range(plan.steps_per_epoch):
+                if self.limit is not None and self.step >= self.limit:
+                    yield Done(member, Outcome(stopped=True))
+                    return
+                rows = torch.from_numpy(order[i * plan.batch : (i + 1) * plan.batch])
+                for dropout in dropouts:
+                    dropout.key.fill_(dropout_key(spec.seed, fold, self.step))
+                # What a user's module draws by itself is at least the same in every replay.
+                with torch.random.fork_rng(devices=[]):
+                    torch.manual_seed(derive_seed(spec.seed, fold, self.step, Stream.STEP))
+                    outputs = as_matrix(module(x[rows]), problem.n_outputs)
+                losses = loss_per_sample(problem.kind, outputs, y[rows])
+                loss = (losses if weights is None else losses * weights[rows]).mean()
+                if penalty.smooth:
+                    loss = loss + penalty.value(parameters, names)
+                optimizer.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                gradient = {
+                    name: torch.zeros_like(p) if p.grad is None else p.grad
+                    for name, p in parameters.items()
+                }
+                with torch.no_grad():
+                    norm, peaks = gradient_size(gradient)
+                if setting.clip_value is not None:
+                    nn.utils.clip_grad_value_(module.parameters(), setting.clip_value)
+                if setting.clip_norm is not None:
+                    nn.utils.clip_grad_norm_(module.parameters(), setting.clip_norm)
+                rate = float(learning_rate_at(self.step, setting, plan))
+                for group in optimizer.param_groups:
+                    group["lr"] = rate
+                optimizer.step()
+                if penalty.proximal:
+                    proximal_step(optimizer, module, setting, names, penalty.prox)
+                with torch.no_grad():
+                    sound = torch.stack([torch.isfinite(p).all() for p in parameters.values()])
+                    watch = observe(watch, loss.detach(), norm, peaks, sound.all(), spec.divergence)
+                if watch.code:
+                    failure = diagnose(watch, list(parameters), fold, plan.steps_per_epoch)
+                    yield Done(member, Outcome(failure=failure))
+                    return
+                self.step += 1
+            self.epochs_done = epoch + 1
+            if self.limit is not None and self.step >= self.limit:
+                # A sibling fold diverged before this epoch's score could matter.
+                yield Done(member, Outcome(stopped=True))
+                return
+            outputs = predict(module, x, plan.test, problem.n_outputs)
+            score = judge(experiment, experiment.score, outputs, fold, plan.test)
+            if not math.isfinite(score):
+                code = torch.tensor(CODES.index(Reason.NONFINITE_SCORE) + 1)
+                failure = diagnose(
+                    watch._replace(code=code), list(parameters), fold, plan.steps_per_epoch
+                )
+                yield Done(member, Outcome(failure=failure))
+                return
+            stop = False
+            if plan.held_out is not None and setting.early_stopping is not None:
+                held = predict(module, x, plan.held_out, problem.n_outputs)
+                value = stopping_loss(experiment, held, fold, plan.held_out)
+                if best is None or value < best[0] - setting.early_stopping.min_delta:
+                    best = (value, epoch, copy.deepcopy(module.state_dict()))
+                stop = epoch - best[1] >= setting.early_stopping.patience
+            if epoch + 1 == plan.epochs or stop:
+                break
+            yield Epoch(member, epoch, score)
+        yield Epoch(member, epoch, score)
+        if best is not None:
+            module.load_state_dict(best[2])
+            outputs = predict(module, x, plan.test, problem.n_outputs)
+        train_outputs = predict(module, x, plan.train, problem.n_outputs)
+        yield Done(
+            member,
+            Outcome(
+                score=judge(experiment, experiment.score, outputs, fold, plan.test),
+                train_score=judge(experiment, experiment.score, train_outputs, fold, plan.train),
+                nonzero=sum(int(torch.count_nonzero(parameters[name])) for name in names),
+                more_scores={
+                    score.name: judge(experiment, score, outputs, fold, plan.test)
+                    for score in experiment.more_scores
+                },
+            ),
+        )
+
+
+def as_matrix(outputs: Tensor, n_outputs: int) -> Tensor:
+    """(B, n_outputs); a module with one output may leave the last axis out."""
+    if n_outputs == 1 and outputs.ndim == 1:
+        return outputs.unsqueeze(-1)
+    if outputs.ndim != 2 or outputs.shape[-1] != n_outputs:
+        raise ValueError(
+            f"the model returned shape {tuple(outputs.shape)}, expected (batch, {n_outputs})"
+        )
+    return outputs
+
+
+@torch.no_grad()
+def predict(module: nn.Module, x: Tensor, rows: object, n_outputs: int) -> Tensor:
+    """Outputs (n, n_outputs) on the given rows, in evaluation mode."""
+    module.eval()
+    index = torch.as_tensor(rows)
+    chunks = [as_matrix(module(x[part]), n_outputs) for part in torch.split(index, EVALUATION_ROWS)]
+    return torch.cat(chunks)
+
+
+def error_failure(error: Exception, member: Member, epoch: int, step: int) -> Failure:
+    """`kind: error`, with the exception's type and message."""
+    text = " ".join(str(error).split())[:500]
+    if isinstance(error, ScoreUndefined):
+        reason, message = "undefined_score", text
+    elif isinstance(error, SweepError):
+        reason, message = "refused", text
+    else:
+        reason = type(error).__name__
+        message = f"{reason}: {text}" if text else reason
+    return Failure("error", reason, member.fold, epoch, step, message)

@@ -1,0 +1,11 @@
+"""Fixtures that every room's tests may use."""
+
+import os
+
+from tests.postgres_server import database_url, postgres_server, postgres_url
+
+__all__ = ["database_url", "postgres_server", "postgres_url"]
+
+# Two test processes on two cores; more threads each would only wait for one another. Set before
+# torch is imported, and inherited by the commands that tests run.
+os.environ.setdefault("OMP_NUM_THREADS", "1")

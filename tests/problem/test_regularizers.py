@@ -1,0 +1,334 @@
+"""Every penalty through the same laws."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.linear_model import ElasticNet as SklearnElasticNet
+from torch import Tensor
+from torch.func import grad, vmap
+
+from sweep.errors import SweepError
+from sweep.problem.regularizers import (
+    L1,
+    L2,
+    REGULARIZERS,
+    ElasticNet,
+    FeatureGroupLasso,
+    GroupLasso,
+    make_regularizer,
+    split,
+)
+
+GROUPS = torch.tensor([2, 0, 0, 5, 2, 2])
+HERE = Path(__file__).parent
+
+
+def made(name: str, groups: Tensor | None = None) -> Callable[[Tensor], Any]:
+    def make(lam: Tensor) -> Any:
+        ratio = torch.full_like(lam, 0.3)
+        return make_regularizer(name, lam, ratio, directory=HERE, groups=groups)
+
+    return make
+
+
+CASES: dict[str, Callable[[Tensor], Any]] = {
+    "l1": made("l1"),
+    "l2": made("l2"),
+    "elastic_net": made("elastic_net"),
+    "group_lasso": made("group_lasso"),
+    "group_lasso of named feature groups": made("group_lasso", GROUPS),
+}
+DTYPES = (torch.float64, torch.float32)
+over_cases = pytest.mark.parametrize("make", CASES.values(), ids=CASES.keys())
+over_dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+
+exponents = st.floats(-6, 3)
+
+
+@st.composite
+def problems(draw: st.DrawFn, shape: tuple[int, ...] = (4, 6)) -> tuple[Tensor, Tensor, Tensor]:
+    """(w, step, lam) of many magnitudes; step scalar or per coordinate; some weights 0."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    w = rng.normal(size=shape) * 10.0 ** draw(exponents)
+    w *= 10.0 ** rng.uniform(-draw(st.floats(0, 4)), 0, size=shape)
+    w[rng.random(shape) < draw(st.sampled_from([0.0, 0.3, 1.0]))] = 0.0
+    step = 10.0 ** draw(exponents)
+    if draw(st.booleans()):
+        step = step * 10.0 ** rng.uniform(-draw(st.floats(0, 4)), 0, size=shape)
+    lam = 10.0 ** draw(exponents)
+    return tuple(torch.as_tensor(x, dtype=torch.float64) for x in (w, step, lam))  # type: ignore[return-value]
+
+
+def test_every_regularizer_is_a_case():
+    assert {name.split(" ")[0] for name in CASES} == set(REGULARIZERS)
+
+
+@over_dtypes
+@over_cases
+@settings(deadline=None, max_examples=80)
+@given(data=st.data())
+def test_prox_minimises_its_definition(make: Any, dtype: torch.dtype, data: st.DataObject):
+    """u = prox(w) iff F(v) >= F(u) + 1/2 sum (v - u)^2 / step for every v.
+
+    F(v) = 1/2 sum (v - w)^2 / step + value(v), whose strong convexity this is.
+    """
+    w, step, lam = data.draw(problems())
+    regularizer, exact = make(lam.to(dtype)), make(lam)
+    u = regularizer.prox(w.to(dtype), step.to(dtype)).double()
+
+    def F(v: Tensor) -> Tensor:
+        return ((v - w) ** 2 / step).sum() / 2 + exact.value(v)
+
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(5, *w.shape, generator=generator, dtype=torch.float64)
+    scale = u.abs().max() + w.abs().max() * 1e-3
+    others = [w, torch.zeros_like(w), 2 * u - w, u * 1.01, u * 0.99]
+    others += [u + noise[i] * scale * 10.0**-i for i in range(5)]
+    eps = 1e-13 if dtype == torch.float64 else 1e-5
+    for v in others:
+        tolerance = eps * (F(u) + F(w) + F(v) + F(torch.zeros_like(w)))
+        assert F(v) - F(u) - ((v - u) ** 2 / step).sum() / 2 >= -tolerance
+
+
+@over_dtypes
+@over_cases
+@settings(deadline=None, max_examples=40)
+@given(problem=problems())
+def test_at_lambda_zero_value_is_zero_and_prox_the_identity(
+    make: Any, dtype: torch.dtype, problem: Any
+):
+    w, step = problem[0].to(dtype), problem[1].to(dtype)
+    regularizer = make(torch.zeros((), dtype=dtype))
+    assert torch.equal(regularizer.prox(w, step), w)
+    assert regularizer.value(w) == 0
+    assert torch.equal(grad(regularizer.value)(w), torch.zeros_like(w))
+
+
+@over_cases
+def test_lambda_zero_is_harmless_where_the_size_overflows(make: Any):
+    w = torch.full((2, 6), 3e38)
+    regularizer = make(torch.tensor(0.0))
+    assert regularizer.value(w) == 0
+    assert torch.equal(regularizer.prox(w, torch.tensor(1.0)), w)
+    assert torch.equal(regularizer.prox(w, torch.ones(2, 6)), w)
+    tiny = torch.full((2, 6), 1e-30)
+    assert torch.equal(regularizer.prox(tiny, torch.tensor(1.0)), tiny)
+    assert torch.equal(regularizer.prox(tiny, torch.ones(2, 6)), tiny)
+
+
+@over_dtypes
+@over_cases
+@settings(deadline=None, max_examples=25)
+@given(data=st.data())
+def test_vmapped_equals_looped(make: Any, dtype: torch.dtype, data: st.DataObject):
+    w, step, lam = zip(*(data.draw(problems()) for _ in range(3)), strict=True)
+    ws = torch.stack(w).to(dtype)
+    steps = torch.stack([s.expand(ws[0].shape) for s in step]).to(dtype)
+    lams = torch.stack(lam).to(dtype)
+    stacked = type(make(lams[0]))(
+        *(torch.stack(fields) for fields in zip(*(make(v) for v in lams), strict=True))
+    )
+    scalar = steps[:, 0, 0]
+    for method, arguments in (
+        (lambda r, w, s: r.value(w), (ws, scalar)),
+        (lambda r, w, s: grad(r.value)(w), (ws, scalar)),
+        (lambda r, w, s: r.prox(w, s), (ws, scalar)),
+        (lambda r, w, s: r.prox(w, s), (ws, steps)),
+    ):
+        together = vmap(method)(stacked, *arguments)
+        looped = [method(make(lams[i]), arguments[0][i], arguments[1][i]) for i in range(3)]
+        torch.testing.assert_close(together, torch.stack(looped), rtol=1e-5, atol=0)
+
+
+@over_dtypes
+@over_cases
+def test_the_gradient_at_exactly_zero_is_zero(make: Any, dtype: torch.dtype):
+    w = torch.zeros(3, 4, 6, dtype=dtype)
+    w[0, 0] = 1.0
+    gradient = vmap(grad(make(torch.tensor(0.7, dtype=dtype)).value))(w)
+    assert torch.equal(gradient[1:], torch.zeros(2, 4, 6, dtype=dtype))
+    assert torch.isfinite(gradient).all() and (gradient[0, 0] != 0).all()
+
+
+@over_cases
+@pytest.mark.parametrize("shape", [(), (5,), (3, 6), (4, 2, 3, 3)], ids=str)
+def test_parameters_of_every_shape_keep_it(make: Any, shape: tuple[int, ...]):
+    w = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    regularizer = make(torch.tensor(0.1))
+    assert regularizer.value(w).shape == ()
+    assert regularizer.prox(w, torch.tensor(0.1)).shape == shape
+    assert regularizer.prox(w, torch.full(shape, 0.1)).shape == shape
+
+
+@over_cases
+def test_nan_stays_visible(make: Any):
+    """A bad weight must reach the divergence check."""
+    w = torch.ones(2, 6)
+    w[1, 3] = torch.nan
+    regularizer = make(torch.tensor(0.1))
+    assert regularizer.value(w).isnan()
+    assert regularizer.prox(w, torch.tensor(0.1))[1, 3].isnan()
+    assert regularizer.prox(w, torch.full((2, 6), 0.1))[1, 3].isnan()
+
+
+W = torch.tensor([[3.0, -4.0], [0.5, 0.0]])
+LAM, RATIO = torch.tensor(0.1), torch.tensor(0.25)
+
+
+def test_values_are_the_published_formulas():
+    assert float(L1(LAM).value(W)) == pytest.approx(0.75)
+    assert float(L2(LAM).value(W)) == pytest.approx(0.1 * 25.25 / 2)
+    expected = 0.1 * (0.25 * 7.5 + 0.75 / 2 * 25.25)
+    assert float(ElasticNet(LAM, RATIO).value(W)) == pytest.approx(expected)
+    assert float(GroupLasso(LAM).value(W)) == pytest.approx(0.1 * 2**0.5 * (5 + 0.5))
+    columns = make_regularizer(
+        "group_lasso", LAM, RATIO, directory=HERE, groups=torch.tensor([7, 7])
+    )
+    assert float(columns.value(W)) == pytest.approx(0.1 * 4**0.5 * 25.25**0.5)
+
+
+def test_group_prox_is_block_soft_thresholding():
+    """Yuan and Lin (2006): (1 - step lam sqrt|g| / ||w_g||)_+ w_g."""
+    u = GroupLasso(torch.tensor(1.0)).prox(W, torch.tensor(0.5))
+    torch.testing.assert_close(u[0], W[0] * (1 - 0.5 * 2**0.5 / 5))
+    assert torch.equal(u[1], torch.zeros(2))
+
+
+@over_dtypes
+@settings(deadline=None, max_examples=200)
+@given(data=st.data())
+def test_group_prox_in_a_diagonal_metric_satisfies_its_optimality_conditions(
+    dtype: torch.dtype, data: st.DataObject
+):
+    """(u - w) / s + lam sqrt|g| u / ||u|| = 0, or u = 0 and ||w / s|| <= lam sqrt|g|."""
+    w, step, lam = data.draw(problems(shape=(6, 20)))
+    step = step.expand(w.shape)
+    u = GroupLasso(lam.to(dtype)).prox(w.to(dtype), step.to(dtype)).double()
+    pull, threshold = (w / step).norm(dim=1), lam * 20**0.5
+    norm = u.norm(dim=1)
+    eps = 1e-9 if dtype == torch.float64 else 1e-4
+    # Within rounding of the threshold either case is right.
+    assert (norm[pull < threshold * (1 - eps)] == 0).all()
+    assert (norm[pull > threshold * (1 + eps)] > 0).all()
+    inside = pull > threshold * 1.01
+    residual = (u - w) / step + threshold * u / norm[:, None]
+    error = residual[inside].norm(dim=1) / (pull[inside] + threshold)
+    assert (error < eps).all()
+
+
+def test_feature_groups_leave_together():
+    regularizer = CASES["group_lasso of named feature groups"](torch.tensor(1.0))
+    assert isinstance(regularizer, FeatureGroupLasso)
+    w = torch.tensor([[1.0, 0.1, 0.1, 3.0, 0.1, 0.1], [1.0, 0.1, 0.1, 3.0, 2.0, 0.1]])
+    for step in (torch.tensor(0.2), torch.full(w.shape, 0.2)):
+        zero = (regularizer.prox(w, step) == 0).all(0)
+        assert zero.tolist() == [False, True, True, False, False, False]
+
+
+def test_elastic_net_means_what_scikit_learn_means():
+    """Proximal gradient steps on squared error / 2 n + penalty end at scikit-learn's solution."""
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(60, 8))
+    y = X @ np.array([2.0, -1, 0, 0, 0.3, 0, 0, 1]) + rng.normal(size=60)
+    expected = SklearnElasticNet(
+        alpha=0.3, l1_ratio=0.25, fit_intercept=False, tol=1e-12, max_iter=100_000
+    ).fit(X, y)
+    A, b, w = torch.tensor(X), torch.tensor(y), torch.zeros(1, 8, dtype=torch.float64)
+    net = ElasticNet(torch.tensor(0.3).double(), torch.tensor(0.25).double())
+    step = torch.tensor(0.3, dtype=torch.float64)
+    for _ in range(500):
+        w = net.prox(w - step * ((w @ A.T - b) @ A) / 60, step)
+    np.testing.assert_allclose(w[0].numpy(), expected.coef_, atol=1e-7)
+
+
+@over_cases
+@pytest.mark.parametrize("mode", ["proximal", "subgradient"])
+def test_the_parts_add_up_to_the_whole(make: Any, mode: str):
+    whole = make(torch.tensor(0.7))
+    smooth, proximal = split(whole, mode)
+    w = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
+    values = [part.value(w) for part in (smooth, proximal) if part is not None]
+    torch.testing.assert_close(torch.stack(values).sum(), whole.value(w))
+    if mode == "subgradient":
+        assert proximal is None
+
+
+def test_only_what_has_a_corner_is_proximal():
+    lam, ratio = torch.tensor(0.7), torch.tensor(0.25)
+    assert split(L2(lam), "proximal") == (L2(lam), None)
+    assert split(L1(lam), "proximal") == (None, L1(lam))
+    assert split(GroupLasso(lam), "proximal") == (None, GroupLasso(lam))
+    assert split(ElasticNet(lam, ratio), "proximal") == (L2(lam * 0.75), L1(lam * 0.25))
+
+
+PENALTIES = """
+import torch
+from typing import NamedTuple
+
+
+class Quartic:
+    def __init__(self, lam):
+        self.lam = lam
+
+    def value(self, w):
+        return self.lam * (w**4).sum()
+
+
+class Sparse(NamedTuple):
+    lam: torch.Tensor
+    l1_ratio: torch.Tensor
+
+    def value(self, w):
+        return self.lam * self.l1_ratio * w.abs().sum()
+
+    def prox(self, w, step):
+        return torch.nn.functional.relu(w - step * self.lam)
+
+
+def fails(lam):
+    raise KeyError("lost")
+
+
+def empty(lam):
+    return lam
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "my_penalties.py").write_text(PENALTIES)
+    return tmp_path
+
+
+def test_a_users_own_goes_through_prox_if_it_has_one(folder: Path):
+    lam, ratio = torch.tensor(0.5), torch.tensor(0.25)
+    smooth = make_regularizer("python:my_penalties:Quartic", lam, ratio, directory=folder)
+    assert split(smooth, "proximal") == (smooth, None)
+    assert float(smooth.value(torch.tensor([2.0]))) == 8
+    sparse = make_regularizer("python:my_penalties:Sparse", lam, ratio, directory=folder)
+    assert split(sparse, "proximal") == (None, sparse)
+    assert split(sparse, "subgradient") == (sparse, None)
+    assert float(sparse.value(torch.tensor([2.0]))) == 0.25
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("python:my_penalties:Sprase", "has no 'Sprase'. Did you mean 'Sparse'?"),
+        ("python:my_penalties:fails", "raised KeyError: 'lost'"),
+        ("python:my_penalties:empty", "without a method value(w)"),
+        ("python:my_penalties:torch", "is of type module, which cannot be called"),
+    ],
+)
+def test_a_users_regularizer_that_does_not_fit_is_refused(folder: Path, name: str, words: str):
+    with pytest.raises(SweepError) as caught:
+        make_regularizer(name, torch.tensor(1.0), torch.tensor(0.5), directory=folder)
+    assert words in str(caught.value)

@@ -1,0 +1,144 @@
+"""The law of the batched engine: a member trained among many others, some of them diverging, ends
+with the reference's scores, and diverges at the same step for the same reason."""
+
+import numpy as np
+import pytest
+
+from sweep.problem.regularizers import REGULARIZERS
+from sweep.spec.models import BUILT_IN
+from sweep.spec.study import Optimizer
+
+from .trials import BASE, experiment, merge, train
+
+RATES = [0.03, 1e10, 0.1, 1e300, 0.01]
+"""Steady trials with diverging ones between them."""
+
+SEQUENCES = {"data": {"source": "python:toy_data:sequences"}, "task": "regression"}
+IMAGES = {"data": {"source": "python:toy_data:images"}}
+MODELS = {
+    "linear": {"model": {"kind": "linear"}},
+    "linear regression": {
+        "model": {"kind": "linear"},
+        "data": {"source": "python:toy_data:numbers"},
+        "task": "regression",
+    },
+    "binary": {"model": {"kind": "linear"}, "data": {"source": "python:toy_data:two_classes"}},
+    "weighted": {
+        "model": {"kind": "mlp", "hidden": [4]},
+        "data": {"source": "python:toy_data:weighted"},
+        "task": "regression",
+    },
+    "mlp": {"model": {"kind": "mlp", "hidden": [6, 5]}},
+    "mlp dropout": {"model": {"kind": "mlp", "hidden": [8], "dropout": 0.3}},
+    "mlp batch norm": {"model": {"kind": "mlp", "hidden": [6], "normalization": "batch"}},
+    "mlp layer norm": {"model": {"kind": "mlp", "hidden": [6], "normalization": "layer"}},
+    "cnn": {"model": {"kind": "cnn", "channels": [3], "hidden": 5}, **IMAGES},
+    "cnn batch norm": {
+        "model": {"kind": "cnn", "channels": [3], "hidden": 5, "normalization": "batch"},
+        **IMAGES,
+    },
+    "rnn": {"model": {"kind": "rnn", "hidden": 5}, **SEQUENCES},
+    "gru": {"model": {"kind": "gru", "hidden": 5}, **SEQUENCES},
+    "lstm": {"model": {"kind": "lstm", "hidden": 5, "layers": 2, "dropout": 0.1}, **SEQUENCES},
+    "custom": {"model": {"kind": "python:toy_data:Residual", "width": 7}},
+}
+OPTIMIZERS = {
+    "sgd": {"optimizer": "sgd"},
+    "heavy ball": {"optimizer": "sgd", "momentum": 0.8},
+    "nesterov": {"optimizer": "sgd", "momentum": 0.8, "nesterov": True},
+    "weight decay": {"optimizer": "sgd", "momentum": 0.5, "weight_decay": 0.01},
+    "adam": {"optimizer": "adam"},
+    "adam decay": {"optimizer": "adam", "weight_decay": 0.01},
+    "adamw": {"optimizer": "adamw", "weight_decay": 0.01},
+    "rmsprop": {"optimizer": "rmsprop"},
+    "rmsprop momentum": {"optimizer": "rmsprop", "momentum": 0.7},
+}
+PENALTIES = {
+    "none": {"regularizer": "none"},
+    "l1": {"regularizer": "l1", "lam": 0.02},
+    "l2": {"regularizer": "l2", "lam": 0.1},
+    "elastic_net": {"regularizer": "elastic_net", "lam": 0.05, "l1_ratio": 0.3},
+    "group_lasso": {"regularizer": "group_lasso", "lam": 0.02},
+    "python": {"regularizer": "python:toy_data:Cauchy", "lam": 0.05},
+}
+CLIPPING = {
+    "norm": {"clip_norm": 0.5},
+    "value": {"clip_value": 0.05},
+    "both": {"clip_norm": 0.1, "clip_value": 0.05},
+}
+SCHEDULES = {
+    "cosine": {"schedule": "cosine"},
+    "warm cosine": {"schedule": "cosine", "warmup": 1.5},
+    "step": {"schedule": {"kind": "step", "every": 2, "factor": 0.3}},
+    "full batch": {"batch_size": "full"},
+    "large batch": {"batch_size": 41},
+    "early stopping": {"early_stopping": {"patience": 1}, "epochs": 8},
+    "early stopping on the fold": {"early_stopping": {"patience": 2, "on": "fold"}, "epochs": 8},
+}
+
+
+def test_every_entry_is_a_case():
+    assert set(BUILT_IN) <= {case["model"]["kind"] for case in MODELS.values()}
+    assert set(Optimizer.__args__) == {case["optimizer"] for case in OPTIMIZERS.values()}
+    assert set(REGULARIZERS) <= set(PENALTIES)
+
+
+def assert_agree(study, trials=None, slots=64):
+    exp = experiment(study)
+    trials = trials or {i: {"learning_rate": rate} for i, rate in enumerate(RATES)}
+    lanes = train(exp, trials, "lanes", slots)
+    alone = train(exp, trials, "reference")
+    tolerance = 1e-9 if exp.spec.train.dtype == "float64" else 1e-4
+    assert lanes.keys() == alone.keys() == trials.keys()
+    for number, one in alone.items():
+        many = lanes[number]
+        if one.failure is not None:
+            assert many.failure is not None, number
+            same = ("kind", "reason", "fold", "step", "epoch", "layer")
+            for name in same:
+                assert getattr(many.failure, name) == getattr(one.failure, name), (number, name)
+            continue
+        assert many.failure is None, (number, many.failure)
+        for name in ("fold_scores", "train_scores"):
+            np.testing.assert_allclose(
+                getattr(many, name), getattr(one, name), rtol=tolerance, atol=1e-12
+            )
+        assert many.nonzero == one.nonzero
+        assert many.intermediate.keys() == one.intermediate.keys()
+        np.testing.assert_allclose(
+            list(many.intermediate.values()), list(one.intermediate.values()), rtol=tolerance
+        )
+    return alone
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("model", MODELS)
+def test_every_model(model, dtype):
+    rates = dict(enumerate(RATES))
+    if "norm" in model or model == "custom":
+        # Normalisation keeps huge weights going; where they overflow is up to rounding.
+        del rates[1]
+    results = assert_agree(
+        merge(BASE, **MODELS[model], train={**BASE["train"], "dtype": dtype}),
+        {i: {"learning_rate": rate} for i, rate in rates.items()},
+    )
+    assert any(result.fold_scores for result in results.values())
+
+
+@pytest.mark.parametrize("penalty", PENALTIES)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_every_optimizer_with_every_regularizer(optimizer, penalty):
+    train = {**BASE["train"], **OPTIMIZERS[optimizer], "epochs": 3}
+    assert_agree(merge(BASE, **PENALTIES[penalty], train=train))
+
+
+@pytest.mark.parametrize("clipping", CLIPPING)
+@pytest.mark.parametrize("optimizer", ["heavy ball", "adamw"])
+def test_every_clipping(clipping, optimizer):
+    train = {**BASE["train"], **OPTIMIZERS[optimizer], **CLIPPING[clipping]}
+    assert_agree(merge(BASE, regularizer="elastic_net", lam=0.01, train=train))
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_every_schedule(schedule):
+    assert_agree(merge(BASE, train={**BASE["train"], **SCHEDULES[schedule]}))

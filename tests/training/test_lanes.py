@@ -1,0 +1,160 @@
+"""The batched engine's own laws: slots, refilling, modules that cannot be batched."""
+
+import numpy as np
+import pytest
+
+from sweep.training.lanes import LanesEngine
+from sweep.training.schedule import Finished, Schedule
+
+from .test_engines_agree import assert_agree
+from .trials import BASE, experiment, merge, train
+
+
+@pytest.mark.parametrize("slots", [1, 4, 7])
+def test_few_slots_refilled_change_no_result(slots):
+    """Members that wait for a slot, in lanes at different epochs, of different lengths."""
+    study = merge(BASE, train={"epochs": {"choices": [2, 5, 3]}})
+    rates = [0.03, 1e300, 0.1, 1e10, 0.01, 0.2, 0.05]
+    trials = {i: {"learning_rate": r, "epochs": [2, 5, 3][i % 3]} for i, r in enumerate(rates)}
+    assert_agree(study, trials, slots)
+
+
+def test_knobs_of_other_shapes_train_beside_each_other():
+    study = merge(
+        BASE,
+        model={
+            "kind": "mlp",
+            "hidden": {"choices": [[6], [4, 3]]},
+            "dropout": {"low": 0, "high": 0.5},
+        },
+        train={"batch_size": {"choices": [16, "full"]}, "optimizer": {"choices": ["sgd", "adam"]}},
+    )  # fmt: skip
+    trials = {
+        i: {
+            "learning_rate": 0.05,
+            "hidden": ["[6]", "[4, 3]"][i % 2],
+            "dropout": 0.1 * (i % 3),
+            "batch_size": [16, "full"][i % 2],
+            "optimizer": ["sgd", "adam"][i // 4],
+        }
+        for i in range(8)
+    }
+    assert_agree(study, trials)
+
+
+def run(study, trials):
+    """(results, notices) of trials that may leave the lanes."""
+    exp, notices, results = experiment(study), [], {}
+    schedule = Schedule(LanesEngine(exp, 64, notices.append), len(exp.problem.folds))
+    for number, params in trials.items():
+        schedule.start(number, exp.spec.setting(params))
+    while schedule.in_flight:
+        for news in schedule.advance():
+            if isinstance(news, Finished):
+                results[news.trial] = news.result
+    return exp, results, notices
+
+
+def test_a_module_that_cannot_be_batched_trains_on_the_reference_engine_visibly():
+    study = merge(BASE, model={"kind": "python:toy_data:LooksAtData"})
+    trials = {0: {"learning_rate": 0.05}, 1: {"learning_rate": 0.1}}
+    exp, results, notices = run(study, trials)
+    assert len(notices) == 1 and "python:toy_data:LooksAtData" in notices[0]
+    alone = train(exp, trials, "reference")
+    for number, result in alone.items():
+        np.testing.assert_array_equal(results[number].fold_scores, result.fold_scores)
+
+
+def test_a_module_that_raises_in_one_trial_fails_that_trial_alone():
+    study = merge(BASE, model={"kind": "python:toy_data:BreaksLate"})
+    _, results, _ = run(study, {0: {"learning_rate": 0.01}, 1: {"learning_rate": 50.0}})
+    assert results[0].failure is None
+    failure = results[1].failure
+    assert failure is not None and failure.kind == "error"
+    assert failure.reason == "RuntimeError" and "the head is too large" in failure.message
+
+
+def test_a_member_that_is_removed_leaves_the_others_as_they_are():
+    exp = experiment(BASE)
+    trials = {i: {"learning_rate": 0.02 * (i + 1)} for i in range(3)}
+    alone = train(exp, trials, "reference")
+    schedule = Schedule(LanesEngine(exp, 64), 3)
+    for number, params in trials.items():
+        schedule.start(number, exp.spec.setting(params))
+    schedule.advance()
+    schedule.cancel(1)
+    results = {}
+    while schedule.in_flight:
+        for news in schedule.advance():
+            if isinstance(news, Finished):
+                results[news.trial] = news.result
+    assert results.keys() == {0, 2}
+    for number, result in results.items():
+        np.testing.assert_allclose(result.fold_scores, alone[number].fold_scores, rtol=1e-9)
+
+
+COMPILED = {
+    "mlp with everything": {
+        "model": {"kind": "mlp", "hidden": [6], "dropout": 0.2},
+        "regularizer": {"choices": ["none", "l1", "l2", "elastic_net"]},
+        "lambda": {"low": 1e-6, "high": 1, "log": True},
+        "train": {**BASE["train"], "momentum": 0.8, "clip_norm": {"choices": [None, 0.5]}},
+    },
+    "batch normalisation and adam": {
+        "model": {"kind": "python:toy_data:Residual"},
+        "train": {**BASE["train"], "optimizer": "adam"},
+    },
+    "lstm": {
+        "model": {"kind": "lstm", "hidden": 4},
+        "data": {"source": "python:toy_data:sequences"},
+        "task": "regression",
+    },
+}
+
+
+@pytest.mark.parametrize("case", COMPILED)
+def test_a_compiled_step_changes_no_result(case):
+    exp = experiment({**BASE, **COMPILED[case]})
+    trials = {
+        i: {
+            "learning_rate": [0.03, 1e200, 0.1, 0.05][i % 4],
+            "lambda": 0.01,
+            "regularizer": ["none", "l1", "l2", "elastic_net"][i % 4],
+            "clip_norm": [None, 0.5][i % 2],
+        }
+        for i in range(5)
+    }
+    notices = []
+    engine = LanesEngine(exp, 6, notices.append, compile_when="always")
+    schedule = Schedule(engine, 3)
+    for number, params in trials.items():
+        schedule.start(number, exp.spec.setting(params))
+    results, compiled = {}, False
+    while schedule.in_flight:
+        for news in schedule.advance():
+            if isinstance(news, Finished):
+                results[news.trial] = news.result
+        compiled = compiled or "compiled" in engine.describe()
+    if any("compiler" in text for text in notices):
+        pytest.skip("no C++ compiler here: training stays eager")
+    assert compiled and not notices, notices
+    alone = train(exp, trials, "reference")
+    for number, one in alone.items():
+        if one.failure is not None:
+            assert results[number].failure.step == one.failure.step
+            assert results[number].failure.reason == one.failure.reason
+        else:
+            np.testing.assert_allclose(results[number].fold_scores, one.fold_scores, rtol=1e-9)
+
+
+def test_slots_follow_the_memory_and_a_model_too_large_for_two_trains_alone():
+    exp = experiment(BASE)
+    notices = []
+    small = LanesEngine(exp, 64, notices.append, memory=1)
+    large = LanesEngine(exp, 64, notices.append, memory=10**9)
+    for engine in (small, large):
+        schedule = Schedule(engine, 3)
+        for number in range(4):
+            schedule.start(number, exp.spec.setting({"learning_rate": 0.1}))
+    assert small.reference.pending == 12 and "memory" in notices[0]
+    assert large.reference.pending == 0

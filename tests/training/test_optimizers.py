@@ -1,0 +1,151 @@
+"""The pure update is torch.optim's, step by step; batches and rates are as promised."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.optim import lr_scheduler
+
+from sweep.problem.regularizers import L1
+from sweep.spec import load_spec
+from sweep.training.batches import BatchOrders
+from sweep.training.member import Member, learning_rate_at, make_plan
+from sweep.training.optimizers import (
+    clip,
+    make_torch_optimizer,
+    new_moments,
+    numbers,
+    proximal_step,
+    update,
+)
+
+from .test_engines_agree import CLIPPING, OPTIMIZERS
+from .trials import BASE, experiment, merge
+
+
+def setting_of(**train):
+    study = merge(BASE, regularizer="l1", lam=0.05, train={"learning_rate": 0.1, **train})
+    return load_spec(study).spec.setting({})
+
+
+@pytest.mark.parametrize("clipping", [{}, *CLIPPING.values()], ids=str)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("has_prox", [False, True])
+def test_update_is_torchs_own(optimizer, clipping, has_prox):
+    setting = setting_of(**OPTIMIZERS[optimizer], **clipping)
+    torch.manual_seed(0)
+    module = nn.Linear(4, 3).double()
+    names = ["weight"]
+    penalty = L1(torch.tensor(0.05, dtype=torch.float64))
+
+    def prox(name, u, step):
+        return penalty.prox(u, step)
+
+    parameters = {n: p.detach().clone() for n, p in module.named_parameters()}
+    moments = new_moments(parameters, setting.optimizer)
+    values = numbers(setting, torch.float64)
+    optim = make_torch_optimizer(module, setting, names)
+    for step in range(7):
+        gradient = {n: torch.randn_like(p) * (1 + step) for n, p in parameters.items()}
+        for name, p in module.named_parameters():
+            p.grad = gradient[name].clone()
+        if setting.clip_value is not None:
+            nn.utils.clip_grad_value_(module.parameters(), setting.clip_value)
+        if setting.clip_norm is not None:
+            nn.utils.clip_grad_norm_(module.parameters(), setting.clip_norm)
+        rate = 0.1 / (1 + step)
+        for group in optim.param_groups:
+            group["lr"] = rate
+        optim.step()
+        if has_prox:
+            proximal_step(optim, module, setting, names, prox)
+
+        norm = torch.stack([g.square().sum() for g in gradient.values()]).sum().sqrt()
+        clipped = clip(gradient, norm, values, by_value=True, by_norm=True)
+        parameters, moments = update(
+            setting.optimizer,
+            setting.nesterov,
+            parameters,
+            clipped,
+            moments,
+            torch.tensor(rate, dtype=torch.float64),
+            values,
+            names,
+            prox if has_prox else None,
+        )
+        for name, p in module.named_parameters():
+            torch.testing.assert_close(parameters[name], p.detach(), rtol=1e-11, atol=1e-13)
+
+
+def test_proximal_heavy_ball_is_heavy_ball_on_the_iterates():
+    """u = w - lr*g + momentum*(w - w_prev), w = prox_{lr*lambda}(u)."""
+    setting = setting_of(momentum=0.9)
+    values, lr = numbers(setting, torch.float64), torch.tensor(0.1, dtype=torch.float64)
+    penalty = L1(torch.tensor(0.3, dtype=torch.float64))
+    w = torch.randn(20, dtype=torch.float64)
+    parameters, moments, before = {"w": w}, new_moments({"w": w}, "sgd"), w
+    for _ in range(10):
+        g = torch.randn_like(w)
+        u = w - lr * g + 0.9 * (w - before)
+        before, w = w, penalty.prox(u, lr)
+        parameters, moments = update(
+            "sgd", False, parameters, {"w": g}, moments, lr, values, ["w"],
+            lambda name, u, step: penalty.prox(u, step),
+        )  # fmt: skip
+        torch.testing.assert_close(parameters["w"], w, rtol=1e-12, atol=1e-12)
+
+
+def plan_of(setting, **changes):
+    exp = experiment(merge(BASE, **changes))
+    return exp, make_plan(exp.problem, exp.spec, Member(0, 0, setting), rows_interact=False)
+
+
+@pytest.mark.parametrize(
+    "train, scheduler",
+    [
+        ({"schedule": "cosine"}, lambda o, p: lr_scheduler.CosineAnnealingLR(o, p.steps)),
+        (
+            {"schedule": {"kind": "step", "every": 1, "factor": 0.5}},
+            lambda o, p: lr_scheduler.StepLR(o, p.steps_per_epoch, 0.5),
+        ),
+        ({"schedule": "constant"}, lambda o, p: lr_scheduler.ConstantLR(o, 1.0)),
+    ],
+    ids=["cosine", "step", "constant"],
+)  # fmt: skip
+def test_learning_rates_are_those_of_torchs_schedulers(train, scheduler):
+    setting = setting_of(**train)
+    _, plan = plan_of(setting)
+    optim = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=setting.learning_rate)
+    schedule = scheduler(optim, plan)
+    for step in range(plan.steps):
+        rate = float(learning_rate_at(step, setting, plan))
+        assert rate == pytest.approx(optim.param_groups[0]["lr"], rel=1e-9)
+        optim.step()
+        schedule.step()
+
+
+def test_warm_up_rises_to_the_learning_rate():
+    setting = setting_of(warmup=2)
+    _, plan = plan_of(setting)
+    rates = learning_rate_at(np.arange(plan.steps), setting, plan)
+    warm = 2 * plan.steps_per_epoch
+    np.testing.assert_allclose(rates[:warm], 0.1 * np.arange(1, warm + 1) / warm)
+    assert (rates[warm:] == 0.1).all()
+
+
+def test_an_epoch_visits_every_training_row_once_and_keeps_the_short_batch():
+    exp, plan = plan_of(setting_of())
+    orders = BatchOrders(exp, 16)
+    place = orders.acquire(0, 0, plan)
+    again = orders.acquire(0, 0, plan)
+    other = orders.acquire(0, 1, plan)
+    assert place == again != other
+    n = len(plan.train)
+    assert sorted(orders.rows[place, :n].tolist()) == sorted(plan.train.tolist())
+    assert plan.steps_per_epoch == -(-n // 16)
+    short = n % 16
+    padding = orders.rows[place, n : n + 16 - short]
+    assert (padding == orders.rows[place, n - short]).all()
+    orders.release(place)
+    orders.release(other)
+    assert orders.acquire(0, 2, plan) == other
