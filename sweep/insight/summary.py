@@ -34,8 +34,8 @@ class Summary:
     test_to_train: float
     region: Region | None
     optimistic: bool
-    own_modules: tuple[str, ...] = ()
     """Early stopping looked at the scored fold."""
+    own_modules: tuple[str, ...] = ()
 
     @property
     def best(self) -> Candidate | None:

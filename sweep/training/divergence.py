@@ -6,7 +6,8 @@ stay above growth * max(1, first value) for `patience` steps in a row, or are on
 above that. A loss that was STRANDED_GROWTH times the first and then stays at the height of the
 first, never clearly below it, for STRANDED_STEPS steps in a row has exploded too: the units died
 of it and nothing is learned any more. Growth is relative to the run's own first step: a large
-transient that decays to learning is not a @@"""
+transient that decays to learning is no divergence.
+"""
 
 from __future__ import annotations
 
