@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 import time
@@ -38,7 +39,7 @@ class Notes:
         self._snapshots: Iterator[StoredStudy] | None = None
         self._study = ""
         self._done = -1
-        self._at = 0.0
+        self._at = -math.inf  # the monotonic clock may have begun just now
         self._failed = False
 
     def notice(self, text: str) -> None:
