@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import re
@@ -20,7 +21,10 @@ from typing import Any
 import pytest
 import yaml
 
+import sweep.cli.display
 from sweep.cli import main
+from sweep.cli.display import make_display
+from sweep.search.status import Status
 from sweep.store import queries
 from tests.stored_studies import fill
 from tests.test_cli import on_a_terminal
@@ -102,6 +106,23 @@ def test_run_in_a_pipe_prints_plain_lines_and_a_summary(home: Path) -> None:
     for words in ("Best: mse 0.", "± se", "lambda.1se", "No trial failed.", "sweep dashboard"):
         assert words in out
     assert states(home, "small")["complete"] == 8
+
+
+def test_before_the_first_trial_ends_a_pipe_is_told_how_far_training_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sweep.cli.display, "SECONDS_BETWEEN_LINES", 0.0)
+    stream = io.StringIO()
+    with make_display(stream, quiet=False) as display:
+        status = Status("rnn", 10, "maximize", "accuracy", started=time.monotonic() - 30)
+        display.update(status)
+        status.running, status.under_way = 10, 2.5
+        display.update(status)
+        display.update(status)
+    assert stream.getvalue().splitlines() == [
+        "rnn: 10 trials",
+        "0/10 trials: 0 complete, 10 in training (25% done); 30 s, 1 min 30 s left",
+    ]
 
 
 def test_run_again_continues_up_to_the_number_of_trials_in_all(home: Path, run: Run) -> None:

@@ -55,6 +55,7 @@ class Lines:
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
         self._shown: object = None
+        self._is_first = True
         self._at = 0.0
         self._closed = False
 
@@ -62,16 +63,19 @@ class Lines:
         self._say(f"Notice: {text}")
 
     def update(self, status: Status) -> None:
-        if self._shown is None:
+        now = status.done, status.under_way
+        if self._is_first:
             engine = f"; engine: {status.engine}" if status.engine else ""
             self._say(f"{status.study}: {status.total} trials{engine}")
-            self._shown, self._at = status.done, time.monotonic()
+            self._is_first, self._shown, self._at = False, now, time.monotonic()
             return
-        ended = status.done >= status.total
-        if status.done == self._shown or not (ended or self._is_time()):
+        ended = status.done >= status.total and not status.running
+        if now == self._shown or not (ended or self._is_time()):
             return
-        self._shown, self._at = status.done, time.monotonic()
+        self._shown, self._at = now, time.monotonic()
         parts = [f"{status.done}/{status.total} trials: {outcomes(status)}"]
+        if status.running and not status.done:
+            parts[0] += f", {in_training(status)}"
         if status.best is not None:
             parts.append(f"best {best_text(status)}")
         parts.append(pace(status))
@@ -152,9 +156,17 @@ class Live:
         return Group(
             line(" · ".join(filter(None, (status.study, status.engine))), "bold"),
             bar,
-            line(f"{outcomes(status)} · {status.running} in training"),
+            line(f"{outcomes(status)} · {in_training(status)}"),
             Text(f"best: {best}"),
         )
+
+
+def in_training(status: Status) -> str:
+    """`32 in training (45% done)`"""
+    text = f"{status.running} in training"
+    if status.running and status.under_way:
+        text += f" ({status.under_way / status.running:.0%} done)"
+    return text
 
 
 def outcomes(status: Status) -> str:
@@ -182,9 +194,9 @@ def best_text(status: Status) -> str:
 
 def pace(status: Status) -> str:
     """`3.8 trials/s, 23 s, 30 s left`"""
-    if status.done == status.done_before:
-        return duration(status.seconds)
-    text = f"{status.trials_per_second:.2g} trials/s, {duration(status.seconds)}"
+    text = duration(status.seconds)
+    if status.done > status.done_before:
+        text = f"{status.trials_per_second:.2g} trials/s, {text}"
     left = status.seconds_left
     if left is not None and status.done < status.total:
         text += f", {duration(left)} left"

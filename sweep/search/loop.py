@@ -16,7 +16,6 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from sweep.problem.prepare import prepare
 from sweep.search.mirror import Mirror
 from sweep.search.signals import StopRequest
 from sweep.search.space import distributions
@@ -26,7 +25,7 @@ from sweep.spec import Choices, IntRange, StudyFile, StudySpec
 from sweep.store.storage import Cursor, Finished, Store, Trial, new_worker
 from sweep.training.engines import make_engine
 from sweep.training.experiment import Experiment
-from sweep.training.preflight import preflight
+from sweep.training.preflight import make_experiment
 from sweep.training.schedule import Engine, Report, Schedule, TrialResult
 from sweep.training.schedule import Finished as TrialFinished
 
@@ -65,12 +64,10 @@ def run_study(
     """
     observer = observer or Silent()
     spec = file.spec
-    problem = prepare(spec, file.directory)
+    experiment, _ = make_experiment(file)
+    problem, direction = experiment.problem, experiment.score.direction
     for text in problem.notices:
         observer.notice(text)
-    experiment = Experiment(problem, spec, file.directory)
-    direction = experiment.score.direction
-    preflight(experiment)
     with Store.open(url, create=True) as store:
         study = open_study(store, file, problem, direction, fresh=fresh)
         made = make_engine(experiment, engine, observer.notice, memory)
@@ -87,6 +84,8 @@ class InFlight:
 
     trial: Trial
     started: datetime
+    reports: int
+    """How many it will make at most."""
     values: dict[int, float] = field(default_factory=dict)
     reported: dict[int, float] = field(default_factory=dict)
 
@@ -124,6 +123,7 @@ class Loop:
         self.status = Status(study.name, total, experiment.score.direction, spec.score_name)
         self.engine = engine
         waves = spec.pruner == "wilcoxon"
+        self.waves = waves
         self.schedule = Schedule(self.engine, len(experiment.problem.folds), waves=waves)
         self.flying: dict[int, InFlight] = {}
         self.decided: list[Callable[[], None]] = []
@@ -187,7 +187,8 @@ class Loop:
     # Starting trials.
 
     def _fill(self) -> None:
-        room = self.spec.concurrency - len(self.flying)
+        wanted = self.total - len(self.counted) - len(self.unstored) - len(self.flying)
+        room = min(self.spec.concurrency - len(self.flying), wanted)
         if room <= 0:
             return
         if self._due("resume", LISTEN_SECONDS):
@@ -227,8 +228,9 @@ class Loop:
         return made or None
 
     def _start(self, trial: Trial) -> None:
-        self.flying[trial.number] = InFlight(trial, datetime.now())
         setting = self.spec.setting(trial.params)
+        reports = self.schedule.n_folds if self.waves else setting.epochs
+        self.flying[trial.number] = InFlight(trial, datetime.now(), reports)
         self.decided.append(lambda: self.schedule.start(trial.number, setting))
 
     # Ending trials.
@@ -291,6 +293,7 @@ class Loop:
 
     def _show(self) -> None:
         self.status.running = len(self.flying)
+        self.status.under_way = sum(len(f.values) / f.reports for f in self.flying.values())
         self.observer.update(self.status)
 
     def _flush(self) -> None:
@@ -318,9 +321,7 @@ class Loop:
         self._flush()
         if len(self.counted) < self.total:
             self._listen()
-        counts = self.store.counts(self.study.study_id)
-        open_ones = counts.get("RUNNING", 0) + counts.get("WAITING", 0)
-        return open_ones == 0 and sum(counts.values()) >= self.total
+        return len(self.counted) >= self.total
 
     def _due(self, what: str, seconds: float) -> bool:
         now = time.monotonic()

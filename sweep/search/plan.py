@@ -10,7 +10,7 @@ import numpy as np
 from torch import nn
 
 from sweep.problem.models import rows_interact
-from sweep.problem.prepare import Problem, prepare
+from sweep.problem.prepare import Problem
 from sweep.search.grid import Grid
 from sweep.search.space import distributions
 from sweep.spec import Choices, FloatRange, IntRange, StudyFile, StudySpec, encode_choice
@@ -19,7 +19,7 @@ from sweep.training.experiment import Experiment
 from sweep.training.member import Member
 from sweep.training.member import make_plan as plan_member
 from sweep.training.memory import machine_bytes, slot_bytes
-from sweep.training.preflight import example_params, preflight
+from sweep.training.preflight import example_params, make_experiment
 
 # Numbers that an optimizer keeps of each weight, beside the weight and its gradient.
 TARGET_SCALE = 10.0
@@ -64,10 +64,8 @@ class Plan:
 def make_plan(file: StudyFile) -> Plan:
     """The plan of a study file; raises what a run of it would refuse it with."""
     spec = file.spec
-    problem = prepare(spec, file.directory)
-    experiment = Experiment(problem, spec, file.directory)
-    direction = experiment.score.direction
-    modules = preflight(experiment)
+    experiment, modules = make_experiment(file)
+    problem, direction = experiment.problem, experiment.score.direction
     trials, grid = spec.trials, None
     if spec.sampler == "grid":
         grid = Grid(distributions(spec), seed=spec.seed, enqueue=spec.enqueue).n_trials

@@ -21,6 +21,8 @@ class Status:
     complete: int = 0
     pruned: int = 0
     running: int = 0
+    under_way: float = 0.0
+    """What is done of the trials in training here, in trials."""
     failed: Counter[str] = field(default_factory=Counter)
     best: FrozenTrial | None = None
     engine: str = ""
@@ -42,7 +44,10 @@ class Status:
     @property
     def seconds_left(self) -> float | None:
         rate = self.trials_per_second
-        return (self.total - self.done) / rate if rate > 0 else None
+        # Before the first trials end, what is done of them tells how long they take.
+        done = self.done + self.under_way
+        rate = max(rate, (done - self.done_before) / max(self.seconds, 1e-9))
+        return max(0.0, self.total - done) / rate if rate > 0 else None
 
     def count(self, trial: FrozenTrial) -> None:
         """Takes a finished trial into account."""

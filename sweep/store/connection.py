@@ -255,4 +255,6 @@ def _why(url: URL) -> str:
         return f"The file {path} may not be written."
     if not os.access(path.parent, os.W_OK | os.X_OK):
         return f"The folder {path.parent} may not be written."
+    if not os.path.exists(path):
+        return f"no file can be made in {path.parent}."
     return ""

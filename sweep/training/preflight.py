@@ -8,15 +8,29 @@ from typing import Any
 import torch
 from torch import nn
 
-from sweep.errors import SpecError
+from sweep.errors import SpecError, SweepError
 from sweep.problem.models import parameter_count, penalized
-from sweep.spec import Choices, StudySpec, encode_choice
+from sweep.problem.prepare import prepare
+from sweep.spec import Choices, StudyFile, StudySpec, encode_choice
 from sweep.spec.models import BUILT_IN
 from sweep.training.experiment import Experiment
 from sweep.training.memory import machine_bytes
 from sweep.training.penalty import make_penalty
 
 MOST_MODELS = 16
+
+
+def make_experiment(file: StudyFile) -> tuple[Experiment, list[nn.Module]]:
+    """A study file with its data, ready to train, and models as `preflight` builds them.
+
+    Raises the SweepError that a trial would meet, with the file's name before it.
+    """
+    try:
+        problem = prepare(file.spec, file.directory)
+        experiment = Experiment(problem, file.spec, file.directory)
+        return experiment, preflight(experiment)
+    except SweepError as error:
+        raise type(error)(f"{file.name}: {error}") from error
 
 
 def preflight(experiment: Experiment) -> list[nn.Module]:

@@ -127,13 +127,25 @@ def test_a_continued_study_is_the_uninterrupted_one(tmp_path):
     assert run_study(file_of(), urls[1]).status.done == 20
 
 
-def test_timeout_gives_running_trials_back_and_the_next_run_finishes_them(url):
-    slow = {"train": {**STUDY["train"], "epochs": 2000, "learning_rate": 0.01}}
-    ended = run_study(file_of(**slow), url, timeout=1.0)
-    assert ended.status.done < 20
-    with Store.open(url) as store:
-        counts = store.counts(store.study_id("loop"))
-    assert counts.get("WAITING", 0) == 4 and not counts.get("RUNNING", 0)
+def test_timeout_gives_running_trials_back_and_the_next_runs_finish_as_many_as_asked(url):
+    slow = file_of(train={**STUDY["train"], "epochs": 400, "learning_rate": 0.01})
+
+    def counts():
+        with Store.open(url) as store:
+            found = store.counts(store.study_id("loop"))
+        return {state: n for state, n in found.items() if n}
+
+    assert run_study(slow, url, timeout=0.3).status.done == 0
+    assert counts() == {"WAITING": 4}
+    chosen_before = None
+    for trials, expected in ((2, {"COMPLETE": 2, "WAITING": 2}), (1, None), (5, {"COMPLETE": 5})):
+        before = counts()
+        run_study(slow, url, trials=trials)
+        assert counts() == (expected or before)
+        finished = chosen(stored(url))
+        assert chosen_before is None or finished[: len(chosen_before)] == chosen_before
+        chosen_before = finished
+    assert [number for number, _, _ in chosen_before] == list(range(5))
 
 
 def test_a_file_that_changed_in_substance_is_refused_with_the_difference(url):
