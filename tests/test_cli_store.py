@@ -138,6 +138,29 @@ def test_what_cannot_be_exported(
     assert not list(Path().glob(".*part"))
 
 
+@pytest.mark.parametrize("name", ["self.db", "link.db"])
+def test_an_export_never_replaces_the_database_that_it_reads(
+    name: str, command: Sweep, tmp_path: Path
+) -> None:
+    fill(f"sqlite:///{tmp_path / 'self.db'}", "digits", digits_trials())
+    fill(f"sqlite:///{tmp_path / 'self.db'}", "other", digits_trials())
+    (tmp_path / "link.db").symlink_to(tmp_path / "self.db")
+    storage = ("--storage", str(tmp_path / "self.db"))
+    code, _, err = command("export", "digits", "-o", str(tmp_path / name), "--replace", *storage)
+    assert code == 2 and "is the database itself" in err
+    assert len(json.loads(command("studies", "--format", "json", *storage)[1])) == 2
+
+
+def test_an_export_does_not_replace_a_database_in_use(
+    url: str, command: Sweep, tmp_path: Path
+) -> None:
+    with Store.open(f"sqlite:///{tmp_path / 'used.db'}", create=True) as store:
+        small_study(store)
+        target = str(tmp_path / "used.db")
+        code, _, err = command("export", "digits", "-o", target, "--replace", "--storage", url)
+        assert code == 2 and "in use" in err
+
+
 def test_studies_travel_there_and_back(url: str, command: Sweep, tmp_path: Path) -> None:
     assert command("export", "digits", "-o", "digits.db")[0] == 0
     code, _, err = command("import", "digits.db")

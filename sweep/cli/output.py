@@ -115,6 +115,7 @@ def _print_table(
 
 def print_text(text: str, indent: int = 0) -> None:
     """A sentence, broken between words to fit a terminal (never in a pipe)."""
+    text = _CONTROL.sub("\ufffd", text)
     if sys.stdout.isatty():
         width = min(100, shutil.get_terminal_size().columns)
         text = textwrap.fill(text, width, subsequent_indent=" " * indent, break_on_hyphens=False)

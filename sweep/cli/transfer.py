@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from sweep.cli.options import StorageOption, StudyArgument
+from sweep.cli.output import print_text
 from sweep.errors import RequestError
 
 
@@ -54,7 +55,7 @@ def export(
     from sweep.store.export import export as write
 
     n = write(storage_url(storage), study, output, view=view.value, replace=replace)
-    print(f"Wrote {n} {_of(view.value, n)} of {study} to {output}")
+    print_text(f"Wrote {n} {_of(view.value, n)} of {study} to {output}")
 
 
 def import_(
@@ -80,8 +81,8 @@ def import_(
 ) -> None:
     """Copy studies from another database into this one; the other is not changed.
 
-    Numbers, states, values and attributes stay as they are. A trial that is in training there
-    waits here for the next run.
+    Numbers, states, values and attributes stay as they are. A trial that sweep has in training
+    there waits here for the next run; one that plain Optuna has stays RUNNING.
 
     \b
     Example:
@@ -98,7 +99,7 @@ def import_(
     copied = copy_studies(origin, target, renamed)
     for each in copied:
         called = each.name if each.name == each.source else f"{each.source} as {each.name}"
-        print(f"Imported {called}: {each.trials} {_of('trials', each.trials)}")
+        print_text(f"Imported {called}: {each.trials} {_of('trials', each.trials)}")
     if not copied:
         print(f"There are no studies in {shown(origin)}.", file=sys.stderr)
 
@@ -130,16 +131,18 @@ def merge(
         copied = merge_studies(store, studies, into)
     first = 0
     for each in copied:
-        print(f"{each.source}: {each.trials} {_of('trials', each.trials)}, numbered from {first}")
+        print_text(
+            f"{each.source}: {each.trials} {_of('trials', each.trials)}, numbered from {first}"
+        )
         first += each.trials
-    print(f"Merged into {into}: {first} {_of('trials', first)}")
+    print_text(f"Merged into {into}: {first} {_of('trials', first)}")
 
 
 def delete(
     study: StudyArgument,
     yes: YesOption = False,
     force: Annotated[
-        bool, typer.Option("--force", help="Even while its trials are in training.")
+        bool, typer.Option("--force", help="Even while sweep has its trials in training.")
     ] = False,
     storage: StorageOption = None,
 ) -> int:
@@ -164,7 +167,7 @@ def delete(
                 print("Nothing is deleted.", file=sys.stderr)
                 return 1
         delete_study(store, study, force=force)
-    print(f"Deleted {what}")
+    print_text(f"Deleted {what}")
     return 0
 
 
@@ -185,7 +188,7 @@ def rename(
 
     with Store.open(storage_url(storage)) as store:
         rename_study(store, old, new)
-    print(f"Renamed {old} to {new}")
+    print_text(f"Renamed {old} to {new}")
 
 
 def _only(names: list[str], source: str) -> str:

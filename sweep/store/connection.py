@@ -46,6 +46,8 @@ def storage_url(given: str | None) -> str:
     process or dashboard could see.
     """
     text = (given or os.environ.get("SWEEP_STORAGE") or DEFAULT_URL).strip()
+    if re.match(r"(postgres\w*|sqlite|mysql)(\+\w+)?:(?!//)", text):
+        raise RequestError(f"The storage address lacks the // after its first colon. {_FORMS}")
     if "://" not in text:
         text = f"sqlite:///{Path(text).expanduser()}"
     scheme, rest = text.split("://", 1)

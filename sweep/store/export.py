@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from sweep.errors import RequestError
 from sweep.store import queries
-from sweep.store.connection import connect
+from sweep.store.connection import connect, parsed, shown, storage_url
 from sweep.store.readonly import Rows
 
 if TYPE_CHECKING:
+    from sqlalchemy.engine import URL
+
     from sweep.store.copying import Copied
 
 SUFFIXES = {
@@ -43,7 +45,7 @@ def export(url: str, study: str, path: Path, *, view: str = "trials", replace: b
         raise RequestError(
             f"{path} has no suffix that says how to write it. Give one of: {', '.join(SUFFIXES)}."
         )
-    _check_target(path, replace)
+    _check_target(path, replace, parsed(storage_url(url)))
     if form == "sqlite":
         if view != "trials":
             raise RequestError("A database holds every view: leave the choice of one out.")
@@ -91,13 +93,21 @@ def _rows(url: str, study: str, view: str) -> Rows:
     return queries.failures(url, study) if view == "failures" else queries.trials(url, study)
 
 
-def _check_target(path: Path, replace: bool) -> None:
+def _check_target(path: Path, replace: bool, source: URL) -> None:
     if path.is_dir():
         raise RequestError(f"{path} is a folder. Give a file in it: {path / 'trials.csv'}")
     if not path.parent.is_dir():
         raise RequestError(f"The folder {path.parent} does not exist.")
-    if path.exists() and not replace:
+    if not path.exists():
+        return
+    database = Path(source.database or "")
+    if source.get_backend_name() == "sqlite" and database.exists() and path.samefile(database):
+        raise RequestError(f"{path} is the database itself, {shown(source)}. Give another file.")
+    if not replace:
         raise RequestError(f"{path} is there already. Give another file, or add --replace.")
+    if path.with_name(f"{path.name}-wal").exists():
+        # The new file would be read together with what is left of the old one.
+        raise RequestError(f"{path} is a database that is in use. Give another file.")
 
 
 def _write_csv(found: Rows, path: Path) -> None:

@@ -1,26 +1,27 @@
 """Enough of SQL's grammar to tell strings, names and comments from the rest.
 
-Used to say why a statement is refused and to find parameters. It protects nothing: the database
-itself keeps the connection read-only (`readonly`).
+Used to say why a statement is refused, to find parameters, and to find the few functions with which
+a superuser of Postgres could step out of the role that the database holds to reading (`readonly`).
+So nothing that Postgres runs may look like a string or a comment here: tokens are Postgres's.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
 from sweep.errors import RequestError
 
 _TOKEN = re.compile(
     r"""
-      (?P<string>  '(?:[^']|'')*' )
+      (?P<string>  [eE]'(?:[^'\\]|\\.|'')*' | '(?:[^']|'')*' )
     | (?P<name>    "(?:[^"]|"")*" )
-    | (?P<dollar>  \$(?P<tag>\w*)\$.*?\$(?P=tag)\$ )
-    | (?P<comment> --[^\n]* | /\*.*?\*/ )
+    | (?P<dollar>  \$(?P<tag>(?:[^\W\d]\w*)?)\$.*?\$(?P=tag)\$ )
+    | (?P<comment> --[^\n\r]* | /\*.*?\*/ )
     | (?P<param>   (?<![:\w]):[A-Za-z_]\w* )
-    | (?P<word>    [^\W\d]\w* )
-    | (?P<number>  \d[\w.]* )
+    | (?P<word>    (?:[^\W\d]|[^\x00-\x7f])(?:[\w$]|[^\x00-\x7f])* )
+    | (?P<number>  \d+(?:\.\d*)?(?:[eE][+-]?\d+)? )
     | (?P<space>   \s+ )
     | (?P<open>    ['"] | /\* )
     | (?P<other>   :: | . )
@@ -60,7 +61,7 @@ def one_reading_statement(sql: str) -> str:
         raise RequestError("A quote or a comment is opened in the SQL and never closed.")
     if any(token.text == "\0" for token in found) or "\0" in sql:
         raise RequestError("The SQL holds the character NUL, which no database reads.")
-    first = next((t.text for t in found if t.text != "("), "").upper()
+    first = first_word(sql)
     if first not in _READS:
         raise RequestError(
             f"Only {', '.join(_READS[:-1])} and EXPLAIN are run here, not {first[:20]!r}: "
@@ -90,14 +91,45 @@ def names(sql: str) -> list[str]:
     return [t.text[1:-1].replace('""', '"') for t in tokens(sql) if t.kind == "name"]
 
 
+def first_word(sql: str) -> str:
+    """The first word of `sql` in capitals; parentheses and comments before it do not count."""
+    shown = (t.text for t in tokens(sql) if t.kind not in ("space", "comment") and t.text != "(")
+    return next(shown, "").upper()
+
+
+def identifiers(sql: str) -> list[str]:
+    """Every word and quoted name in `sql`, in lower case.
+
+    Raises RequestError for what Postgres reads in a way of its own: names written in escapes
+    (U&"..."), and comments inside comments.
+    """
+    found, before = [], ""
+    for token in tokens(sql):
+        if token.kind == "name" and before.lower().endswith("u&"):
+            raise RequestError('Names written as U&"..." are not read here; write them plainly.')
+        if token.kind == "comment" and "/*" in token.text[2:]:
+            raise RequestError("A comment inside a comment is not read here; take one away.")
+        if token.kind in ("word", "name"):
+            found.append(token.text.strip('"').lower())
+        before = before[-1:] + token.text
+    return found
+
+
 def parameters(sql: str) -> list[str]:
     """The names of the `:name` parameters in `sql`."""
     return list(dict.fromkeys(t.text[1:] for t in tokens(sql) if t.kind == "param"))
 
 
-def as_pyformat(sql: str) -> str:
-    """`sql` with `:name` written as psycopg's %(name)s, and every other % doubled."""
-    return "".join(
-        f"%({token.text[1:]})s" if token.kind == "param" else token.text.replace("%", "%%")
-        for token in tokens(sql)
-    )
+def as_pyformat(sql: str, texts: Collection[str] = ()) -> str:
+    """`sql` with `:name` written as psycopg's %(name)s, and every other % doubled.
+
+    The parameters named in `texts` are said to be text.
+    """
+    parts = []
+    for token in tokens(sql):
+        if token.kind != "param":
+            parts.append(token.text.replace("%", "%%"))
+            continue
+        name = token.text[1:]
+        parts.append(f"CAST(%({name})s AS text)" if name in texts else f"%({name})s")
+    return "".join(parts)

@@ -16,7 +16,7 @@ from sweep.store.connection import connect, storage_url, unknown_study
 from sweep.store.lexer import names, one_expression
 from sweep.store.readonly import TIMEOUT, Ask, Rows, nearest, reader
 from sweep.store.schema import ensure_views
-from sweep.store.views import HEAD, TAIL, quoted
+from sweep.store.views import HEAD, TAIL, column_names, quoted
 
 __all__ = [
     "Rows",
@@ -41,11 +41,12 @@ SELECT a.value_json FROM trial_user_attributes a
  WHERE s.study_name = :study AND t.number = :trial AND a.key = 'failure'"""
 _KNOBS = """
 SELECT a.value_json FROM study_user_attributes a JOIN studies s ON s.study_id = a.study_id
- WHERE s.study_name = :study AND a.key = 'knobs'"""
+ WHERE a.key = 'knobs'"""
 _TRIED = """
 SELECT DISTINCT p.param_name FROM trial_params p
   JOIN trials t ON t.trial_id = p.trial_id JOIN studies s ON s.study_id = t.study_id
- WHERE s.study_name = :study"""
+ WHERE 1 = 1"""
+_OF_STUDY = " AND s.study_name = :study"
 
 
 def studies(url: str) -> Rows:
@@ -202,12 +203,20 @@ def _check_column(name: str, known: Sequence[str]) -> None:
 
 def _own_columns(ask: Ask, study: str, known: Sequence[str]) -> list[str]:
     """The columns of sweep_trials that this study fills: varied knobs first, then fixed ones."""
+    own = _knobs(ask, _OF_STUDY, {"study": study})
+    if not set(own) <= set(known) or set(own) & {*HEAD, *TAIL}:
+        # Some knob's column has another name than it, which depends on all the knobs there are.
+        columns = column_names(_knobs(ask, "", {}))
+        own = [columns[knob] for knob in own if knob in columns]
+    return [*HEAD, *own, *TAIL]
+
+
+def _knobs(ask: Ask, condition: str, params: dict[str, Any]) -> list[str]:
+    """The names of the knobs of some studies, varied ones first, then fixed ones."""
     found: list[str] = []
-    for (text,) in ask(_KNOBS, {"study": study}).rows:
+    for (text,) in ask(_KNOBS + condition, params).rows:
         attr = json.loads(text)
         if isinstance(attr, dict):
             found += [*(attr.get("varied") or []), *(attr.get("fixed") or {})]
-    found += sorted(name for (name,) in ask(_TRIED, {"study": study}).rows)
-    own = [name for name in dict.fromkeys(found) if name in known and name not in HEAD + TAIL]
-    renamed = [name for name in known if name.startswith("params.") and name not in own]
-    return [*HEAD, *own, *renamed, *TAIL]
+    found += sorted(name for (name,) in ask(_TRIED + condition, params).rows)
+    return list(dict.fromkeys(found))

@@ -4,7 +4,10 @@ SQLite: the file is opened with mode=ro and query_only, and an authorizer allows
 functions, nothing else (ATTACH, for one, would make files even then). Postgres: a READ ONLY
 transaction that is always rolled back, the statement as the query of a cursor in the extended
 protocol, so that it is one statement and one that only reads; as the role pg_read_all_data where
-the user is a superuser, whom Postgres would let write files. Both stop after a time limit.
+the user is a superuser, whom Postgres would let write files. A superuser may leave that role again,
+by a function and not otherwise: the functions that set it, or that run SQL out of a string, are
+refused by name, as are those whose effects outlive a transaction. Functions of a database's own are
+its owner's affair. Both stop after a time limit, and at more values than memory is meant for.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ import json
 import re
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
@@ -33,12 +36,21 @@ from sweep.store.connection import (
     shown,
     storage_error,
 )
-from sweep.store.lexer import as_pyformat, one_reading_statement, parameters
+from sweep.store.lexer import (
+    as_pyformat,
+    first_word,
+    identifiers,
+    one_reading_statement,
+    parameters,
+)
 
 if TYPE_CHECKING:
     import psycopg
 
 TIMEOUT = 60.0
+MAX_VALUES = 10_000_000
+"""Rows times columns of an answer."""
+_PIECE = 5000
 
 
 @dataclass(frozen=True)
@@ -135,7 +147,7 @@ def _sqlite(address: URL, timeout: float) -> Iterator[Ask]:
             try:
                 found = connection.execute(sql, dict(params))
                 columns = [column[0] for column in found.description or ()]
-                return Rows(columns, found.fetchall())
+                return Rows(columns, _collected(lambda: found.fetchmany(_PIECE)))
             except (sqlite3.Error, sqlite3.Warning, ValueError, OverflowError) as error:
                 raise _refusal(address, error, timeout, ask) from error
 
@@ -156,12 +168,25 @@ def _postgres(address: URL, timeout: float) -> Iterator[Ask]:
     except psycopg.Error as error:
         raise storage_error(address, error) from error
     connection.read_only = True
+    untyped = (
+        psycopg.errors.IndeterminateDatatype,
+        psycopg.errors.AmbiguousParameter,
+        psycopg.errors.DatatypeMismatch,
+    )
     with connection:
 
         def ask(sql: str, params: Mapping[str, Any]) -> Rows:
+            _refuse_escapes(sql)
             try:
                 _prepare(connection, timeout)
-                return _fetch(connection, sql, params, timeout)
+                try:
+                    return _fetch(connection, sql, params, timeout)
+                except untyped:
+                    # Nothing in the statement says what a parameter is: then it is text.
+                    connection.rollback()
+                    _prepare(connection, timeout)
+                    texts = {k for k, v in params.items() if v is None or isinstance(v, str)}
+                    return _fetch(connection, sql, params, timeout, texts)
             except psycopg.Error as error:
                 connection.rollback()
                 raise _refusal(address, error, timeout, ask) from error
@@ -171,8 +196,34 @@ def _postgres(address: URL, timeout: float) -> Iterator[Ask]:
         yield ask
 
 
+_ESCAPES = re.compile(
+    r"set_config|query_to_xml\w*|cursor_to_xml\w*|ts_stat|ts_rewrite|dblink\w*"
+    r"|pg_logical_emit_message|pg_notify|pg_(create|copy|drop)_\w*replication_slot"
+)
+
+
+def _refuse_escapes(sql: str) -> None:
+    for name in identifiers(sql):
+        if _ESCAPES.fullmatch(name):
+            raise RequestError(f"Queries only read, and {name} could do more: it is not run here.")
+
+
+def _collected(next_piece: Callable[[], Sequence[tuple[Any, ...]]]) -> list[tuple[Any, ...]]:
+    found: list[tuple[Any, ...]] = []
+    while piece := next_piece():
+        found += piece
+        if len(found) * len(piece[0]) > MAX_VALUES:
+            raise RequestError(
+                f"The answer has more than {MAX_VALUES:,} values. Add a LIMIT, or ask for counts "
+                "and means."
+            )
+    return found
+
+
 def _prepare(connection: psycopg.Connection[Any], timeout: float) -> None:
     connection.execute(f"SET LOCAL statement_timeout = {max(1, int(timeout * 1000))}")
+    # Otherwise a backslash could end a string where the lexer sees none ending.
+    connection.execute("SET LOCAL standard_conforming_strings = on")
     reduced = connection.execute(
         "SELECT 1 FROM pg_roles me, pg_roles r WHERE me.rolname = current_user AND me.rolsuper "
         "AND r.rolname = 'pg_read_all_data'"
@@ -187,12 +238,15 @@ def _prepare(connection: psycopg.Connection[Any], timeout: float) -> None:
 
 
 def _fetch(
-    connection: psycopg.Connection[Any], sql: str, params: Mapping[str, Any], timeout: float
+    connection: psycopg.Connection[Any],
+    sql: str,
+    params: Mapping[str, Any],
+    timeout: float,
+    texts: Collection[str] = (),
 ) -> Rows:
-    text: Any = as_pyformat(sql) if params else sql
+    text: Any = as_pyformat(sql, texts) if params else sql
     values = dict(params) or None
-    found: list[tuple[Any, ...]] = []
-    if sql.lstrip("( \n\t").upper().startswith("EXPLAIN"):
+    if first_word(sql) == "EXPLAIN":
         # No cursor takes EXPLAIN; prepared, it is one statement in the read-only transaction too.
         cursor = connection.execute(text, values, prepare=True)
         columns = [column.name for column in cursor.description or ()]
@@ -201,14 +255,14 @@ def _fetch(
     with connection.cursor(name="sweep_sql") as named:
         named.execute(text, values)
         columns = [column.name for column in named.description or ()]
-        # The statement may have set its own time limit; each piece gets what is left of ours.
-        while True:
+
+        def next_piece() -> list[tuple[Any, ...]]:
+            # Each piece gets what is left of the time.
             left = max(1, int((deadline - time.monotonic()) * 1000))
             connection.execute(f"SET LOCAL statement_timeout = {left}")
-            piece = named.fetchmany(5000)
-            if not piece:
-                return Rows(columns, found)
-            found += [tuple(map(_plain, row)) for row in piece]
+            return [tuple(map(_plain, row)) for row in named.fetchmany(_PIECE)]
+
+        return Rows(columns, _collected(next_piece))
 
 
 def _plain(value: Any) -> Any:
@@ -218,6 +272,8 @@ def _plain(value: Any) -> Any:
     if isinstance(value, datetime):
         return value.strftime("%Y-%m-%d %H:%M:%S.%f")
     if isinstance(value, Decimal):
+        if not value.is_finite():
+            return float(value)
         return int(value) if value == value.to_integral_value() else float(value)
     if isinstance(value, dict | list):
         return json.dumps(value, default=str)

@@ -116,15 +116,22 @@ def knob_columns(connection: Connection) -> list[Column]:
             kinds.setdefault(name, set()).update(map(_kind, choices))
         else:
             kinds.setdefault(name, set()).add("integer" if kind.startswith("Int") else "real")
-    taken = set(HEAD) | set(TAIL)
     columns = []
-    for knob in sorted(kinds)[:MAX_KNOBS]:
-        name = _column_name(knob, taken)
-        taken.add(name.lower())
+    for knob, name in column_names(kinds).items():
         found = kinds[knob]
         kind = "text" if "text" in found else "integer" if found == {"integer"} else "real"
         columns.append(Column(name, knob, kind))
     return columns
+
+
+def column_names(knobs: Iterable[str]) -> dict[str, str]:
+    """Knob -> its column in sweep_trials, of all the knobs in a database."""
+    taken = set(HEAD) | set(TAIL)
+    names: dict[str, str] = {}
+    for knob in sorted(knobs)[:MAX_KNOBS]:
+        names[knob] = _column_name(knob, taken)
+        taken.add(names[knob].lower())
+    return names
 
 
 def _kind(value: Any) -> str:

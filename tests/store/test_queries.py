@@ -8,12 +8,13 @@ from pathlib import Path
 
 import optuna
 import pytest
+from optuna.distributions import FloatDistribution
 
 from sweep.errors import RequestError, StorageError
 from sweep.store import queries
 from sweep.store.connection import shown, storage_url
 from sweep.store.storage import Store
-from tests.store.studies import FAILURE, small_study
+from tests.store.studies import FAILURE, plain_optuna, small_study
 
 
 @pytest.fixture
@@ -127,6 +128,20 @@ def test_unknown_studies_and_trials_are_refused_with_what_exists(url: str) -> No
         queries.diverged(url, "ridge", 9)
 
 
+def test_a_study_shows_its_own_columns_whatever_others_call_theirs(url: str) -> None:
+    """Parameters named like a column of the view, or alike but for their case, have other names."""
+    before = queries.trials(url, "ridge").columns
+    space = {name: FloatDistribution(0, 1) for name in ("state", "x", "X")}
+    with plain_optuna(url) as storage:
+        study = optuna.create_study(storage=storage, study_name="odd")
+        params = dict.fromkeys(space, 0.5)
+        study.add_trial(optuna.trial.create_trial(value=1, params=params, distributions=space))
+    assert queries.trials(url, "ridge").columns == before
+    odd = queries.trials(url, "odd")
+    assert {"params.state", "X", "params.x"} <= set(odd.columns)
+    assert not {"x", "lambda"} & set(odd.columns)
+
+
 def test_a_new_study_of_plain_optuna_is_seen_at_once(url: str) -> None:
     with Store.open(url) as store:
         study = optuna.create_study(study_name="plain", storage=store.optuna_storage())
@@ -171,6 +186,12 @@ def test_questions_import_no_heavy_library() -> None:
 def test_addresses_have_one_form(given: str, expected: str) -> None:
     assert storage_url(given) == expected
     assert storage_url(expected) == expected
+
+
+def test_an_address_without_its_slashes_is_no_file_and_not_repeated() -> None:
+    with pytest.raises(RequestError, match="lacks the //") as error:
+        storage_url("postgresql:me:s3cret@h/d")
+    assert "s3cret" not in str(error.value)
 
 
 def test_the_address_comes_from_the_environment_else_the_default(

@@ -179,9 +179,76 @@ def test_an_endless_query_is_stopped(url: str, sql: str) -> None:
 def test_a_query_cannot_lift_its_own_time_limit(postgres_url: str) -> None:
     with Store.open(postgres_url, create=True):
         pass
-    slow = "SELECT set_config('statement_timeout', '0', false), pg_sleep(n * 0.001) FROM "
+    rows = "pg_sleep(n * 0.001) FROM generate_series(1, 100000) AS g(n)"
+    with pytest.raises(RequestError, match="set_config could do more"):
+        run_sql(postgres_url, f"SELECT set_config('statement_timeout', '0', false), {rows}")
     with pytest.raises(StorageError, match="stopped after"):
-        run_sql(postgres_url, f"{slow} generate_series(1, 100000) AS g(n)", timeout=1.0)
+        run_sql(postgres_url, f"SELECT {rows}", timeout=1.0)
+
+
+ROLE = "set_config('role', 'none', true)"
+SLOT = "pg_create_physical_replication_slot('left_behind')"
+HIDDEN = [
+    f"SELECT {ROLE}, query_to_xml('SELECT {SLOT.replace(chr(39), chr(39) * 2)}', true, false, '')",
+    f"SELECT {ROLE}, {SLOT}",
+    f"SELECT {SLOT}",
+    f"SELECT PG_Catalog.Set_Config('role', 'none', true), {SLOT}",
+    f"SELECT pg_catalog.\"set_config\"('role', 'none', true), {SLOT}",
+    "SELECT U&\"set\\005fconfig\"('role', 'none', true)",
+    # What looks like a string or a comment to a careless reader, and is none to Postgres.
+    f"SELECT E'\\'', {ROLE}, {SLOT}, E'\\''",
+    f"SELECT 1E'\\'', {ROLE}, {SLOT}, E'\\''",
+    f"SELECT 1 /* /* */ ' */ , {ROLE}, {SLOT} --'",
+    f"SELECT 1 -- \r , {ROLE}, {SLOT}",
+    f"SELECT 1 AS a$b$, {ROLE}, {SLOT}, 1 AS x$b$",
+    f"SELECT 1 AS \u20ac$b$, {ROLE}, {SLOT}, 1 AS \u20ac$b$",
+    f"SELECT 1 $1$, {ROLE}, {SLOT}, 1 $1$",
+]
+
+
+@pytest.mark.parametrize("attack", HIDDEN)
+def test_a_superuser_cannot_step_out_of_the_reading_role(postgres_url: str, attack: str) -> None:
+    """The user of the test server is a superuser; a replication slot would survive the rollback."""
+    with Store.open(postgres_url, create=True):
+        pass
+    with pytest.raises(RequestError):
+        run_sql(postgres_url, attack)
+    slots = "SELECT slot_name FROM pg_replication_slots WHERE slot_name = 'left_behind'"
+    assert run_sql(postgres_url, slots).rows == []
+
+
+def test_names_of_refused_functions_in_strings_are_only_strings(postgres_url: str) -> None:
+    with Store.open(postgres_url, create=True):
+        pass
+    found = run_sql(postgres_url, "SELECT 'set_config' AS a, $$ts_stat$$ AS b /* pg_notify */")
+    assert found.rows == [("set_config", "ts_stat")]
+
+
+@pytest.mark.parametrize("value", ["l1", None, 3])
+def test_a_parameter_whose_type_nothing_tells_is_text(url: str, value: object) -> None:
+    asked = "SELECT count(*) FROM sweep_trials WHERE (:k IS NULL OR regularizer = :k)"
+    if value == 3 and url.startswith("postgresql"):
+        asked = asked.replace("regularizer", "trial")
+    everything = run_sql(url, "SELECT count(*) FROM sweep_trials").rows[0][0]
+    ((n,),) = run_sql(url, asked, {"k": value}).rows
+    assert n == everything if value is None else n < everything
+
+
+def test_an_answer_too_large_for_memory_is_refused(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sweep.store.readonly.MAX_VALUES", 20_000)
+    endless = ENDLESS[0].replace("count(*)", "n, n, n")
+    with pytest.raises(RequestError, match=r"more than 20,000 values\. Add a LIMIT"):
+        run_sql(url, endless)
+
+
+def test_numbers_that_only_postgres_has(postgres_url: str) -> None:
+    with Store.open(postgres_url, create=True):
+        pass
+    ((inf, nan),) = run_sql(postgres_url, "SELECT 'Infinity'::numeric, 'NaN'::numeric").rows
+    assert inf == float("inf") and nan != nan
+    assert run_sql(postgres_url, "/* x */ EXPLAIN SELECT 1").columns == ["QUERY PLAN"]
 
 
 @pytest.mark.parametrize(
