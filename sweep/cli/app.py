@@ -108,10 +108,11 @@ def _run(given: list[str]) -> int:
     except Exception as error:
         if debug:
             raise
+        # Names from files and databases may hold line breaks, and codes that a terminal obeys.
+        text = "".join(c if c.isprintable() else "\ufffd" for c in " ".join(str(error).split()))
         if isinstance(error, SweepError):
-            print(f"Error: {error}", file=sys.stderr)
+            print(f"Error: {text}", file=sys.stderr)
             return error.exit_code
-        text = " ".join(str(error).split())
         name = type(error).__name__
         print(f"unexpected: {name}: {text}; run with --debug", file=sys.stderr)
         return 1

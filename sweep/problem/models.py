@@ -138,7 +138,7 @@ def _custom(
         module = make(**given)
     except SweepError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise SweepError(f"model: {kind} raised {describe(error)}") from error
     if not isinstance(module, nn.Module):
         raise SpecError(

@@ -134,6 +134,16 @@ def _weights(data: Dataset, folds: list[Fold], dtype: torch.dtype) -> Tensor | N
 
 
 def _target_notices(spec: StudySpec, data: Dataset, folds: list[Fold]) -> list[str]:
+    if data.groups is not None and spec.fold_kind not in ("group", "column"):
+        return [
+            f"{data.source} brings groups, which cross_validation.kind {spec.fold_kind} does not "
+            "keep together; kind group does.",
+            *_label_notices(spec, data, folds),
+        ]
+    return _label_notices(spec, data, folds)
+
+
+def _label_notices(spec: StudySpec, data: Dataset, folds: list[Fold]) -> list[str]:
     if data.classes is None:
         std = float(np.std(data.y))
         far = (0 < std < 0.1) or std > 10

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
+import io
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -13,6 +15,7 @@ import pyarrow.csv
 from sweep.errors import DataError
 
 DELIMITERS = ",;\t|"
+HEAD_BYTES = 1_000_000
 # What pandas takes for missing as well.
 MISSING = [
     *("", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN"),
@@ -28,7 +31,7 @@ def read_csv(source: str, path: Path) -> pa.Table:
     """
     delimiter = _delimiter(source, path)
     try:
-        return pyarrow.csv.read_csv(
+        table = pyarrow.csv.read_csv(
             path,
             parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
             convert_options=pyarrow.csv.ConvertOptions(
@@ -39,6 +42,12 @@ def read_csv(source: str, path: Path) -> pa.Table:
         ragged = _ragged_line(path, delimiter)
         reason = ragged or " ".join(str(error).split())[:200]
         raise DataError(f"{source}: not readable as CSV: {reason}.") from None
+    for field in table.schema:
+        if pa.types.is_binary(field.type):
+            raise DataError(
+                f"{source}: column {field.name!r} is not UTF-8 text; save the file as UTF-8."
+            )
+    return table
 
 
 def csv_line(path: Path, row: int) -> str:
@@ -52,20 +61,29 @@ def csv_line(path: Path, row: int) -> str:
 
 def _delimiter(source: str, path: Path) -> str:
     with path.open("rb") as file:
-        head = file.readline(1_000_000)
-        while head and not head.strip(b"\r\n\xef\xbb\xbf"):
-            head = file.readline(1_000_000)
-    if not head:
+        head = file.read(HEAD_BYTES)
+    if not head.strip(b"\r\n\xef\xbb\xbf"):
         raise DataError(f"{source}: the file is empty.")
-    try:
-        text = head.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{source}: not UTF-8 text (byte {error.start} of the header); save it as UTF-8."
-        ) from None
+    # What is cut off at the end of the head may be half a character.
+    text = codecs.getincrementaldecoder("utf-8-sig")("replace").decode(head)
+    if text.startswith("\ufffd"):
+        raise DataError(f"{source}: not UTF-8 text; save it as UTF-8.")
     if "\x00" in text:
         raise DataError(f"{source}: not a text file, so no CSV.")
-    return max(DELIMITERS, key=lambda d: len(next(csv.reader([text], delimiter=d), [])))
+    return max(DELIMITERS, key=lambda delimiter: len(_header(source, text, delimiter)))
+
+
+def _header(source: str, text: str, delimiter: str) -> list[str]:
+    """The first record that is not empty; a quoted name may hold line breaks."""
+    try:
+        for record in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter):
+            if record:
+                if any("\ufffd" in name for name in record):
+                    raise DataError(f"{source}: the header is not UTF-8 text; save it as UTF-8.")
+                return record
+    except csv.Error as error:
+        raise DataError(f"{source}: not readable as CSV: {error}.") from None
+    return []
 
 
 def _records(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:

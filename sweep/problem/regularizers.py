@@ -77,7 +77,7 @@ def _custom(name: str, lam: Tensor, l1_ratio: Tensor, directory: Path) -> Regula
         regularizer = make(lam, **arguments)
     except SweepError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise SweepError(f"regularizer: {name} raised {describe(error)}") from error
     if not callable(getattr(regularizer, "value", None)):
         raise SpecError(

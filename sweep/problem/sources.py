@@ -126,7 +126,7 @@ def _call(source: str, directory: Path) -> Source:
         raise SpecError(f"data.source: {source} is no function but {type(function).__name__}.")
     try:
         result = function()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise DataError(f"{source} raised {describe(error)}.") from error
     if isinstance(result, Mapping):
         return _from_parts(source, result)

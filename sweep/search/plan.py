@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from sweep.problem.models import rows_interact
 from sweep.problem.prepare import Problem
 from sweep.search.grid import Grid
 from sweep.search.space import distributions
@@ -73,7 +72,7 @@ def make_plan(file: StudyFile) -> Plan:
     slots = slots_in_flight(min(spec.concurrency, trials), len(problem.folds))
     sizes = [sum(p.numel() for p in module.parameters()) for module in modules]
     memory = _memory(experiment, modules, slots)
-    y = problem.y_of(0).numpy()
+    y = problem.y_of(0).double().numpy() if problem.classes is None else problem.y_of(0).numpy()
     labels = np.unique(y, return_counts=True) if problem.classes is not None else None
     return Plan(
         study=spec.study,
@@ -140,7 +139,8 @@ def _steps(experiment: Experiment, module: nn.Module) -> tuple[int, int]:
             setting = spec.setting(params)
             for fold in range(len(experiment.problem.folds)):
                 member = Member(0, fold, setting)
-                plan = plan_member(experiment.problem, spec, member, rows_interact(module))
+                interact = experiment.traits(setting, module).rows_interact
+                plan = plan_member(experiment.problem, spec, member, interact)
                 found.append(plan.steps)
     return min(found), max(found)
 

@@ -61,6 +61,11 @@ def _check_columns(spec: StudySpec) -> None:
         raise ValueError(f"cross_validation.kind {kind} needs task classification; use kfold")
     if kind == "group" and data.groups is None and not arrays:
         raise ValueError("cross_validation.kind group needs data.groups, the column of the groups")
+    if kind not in ("group", "column") and data.groups is not None:
+        raise ValueError(
+            f"data.groups needs cross_validation.kind group, not {kind}, which would not keep the "
+            "groups together. To leave a column out, use data.drop"
+        )
     if kind == "column" and data.fold_column is None and not arrays:
         raise ValueError("cross_validation.kind column needs data.fold_column")
     if kind != "column" and data.fold_column is not None:

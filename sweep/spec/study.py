@@ -154,6 +154,8 @@ class StudySpec(Strict):
     def fold_kind(self) -> str:
         if self.cross_validation.kind is not None:
             return self.cross_validation.kind
+        if self.data.groups is not None:
+            return "group"
         return "stratified" if self.task == "classification" else "kfold"
 
     @property

@@ -178,6 +178,9 @@ def diagnose(watch: Watch, names: Sequence[str], fold: int, steps_per_epoch: int
     """The failure of a run whose watch holds a reason."""
     reason = CODES[int(watch.code) - 1]
     step = int(watch.step)
+    # A score is taken after the epoch's last update.
+    last = step - 1 if reason is Reason.NONFINITE_SCORE else step
+    epoch = max(0, last) // steps_per_epoch
     losses, norms = recorded(watch, last_step=step)
     layer = _layer(watch, names)
     loss, norm = float(losses[-1]), float(norms[-1])
@@ -185,12 +188,12 @@ def diagnose(watch: Watch, names: Sequence[str], fold: int, steps_per_epoch: int
         kind="divergence",
         reason=reason.value,
         fold=fold,
-        epoch=step // steps_per_epoch,
+        epoch=epoch,
         step=step,
         layer=layer,
         loss=finite(loss),
         grad_norm=finite(norm),
-        message=describe(reason, fold, step // steps_per_epoch, step, layer, losses, norms),
+        message=describe(reason, fold, epoch, step, layer, losses, norms),
         losses=tuple(finite(float(v)) for v in losses),
         grad_norms=tuple(finite(float(v)) for v in norms),
     )

@@ -5,16 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from sweep.errors import SpecError
-from sweep.problem.models import build_model
+from sweep.problem.models import build_model, rows_interact, structure_key
 from sweep.problem.prepare import Problem
 from sweep.problem.scores import Score, get_score
 from sweep.spec import Setting, StudySpec
+from sweep.spec.models import BUILT_IN
+from sweep.training.probe import ROWS, Traits, probe
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
@@ -43,6 +46,20 @@ class Experiment:
             dtype=self.dtype,
             directory=self.directory,
         )
+
+    def traits(self, setting: Setting, module: nn.Module) -> Traits:
+        """What is known of the setting's model; a user's own is tried out, once a structure."""
+        if setting.model_kind in BUILT_IN:
+            return Traits(rows_interact(module))
+        key = structure_key(setting.model_kind, setting.model)
+        if key not in self._traits:
+            rows = torch.from_numpy(self.problem.folds[0].train[:ROWS])
+            self._traits[key] = probe(module, self.problem.x_of(0)[rows])
+        return self._traits[key]
+
+    @cached_property
+    def _traits(self) -> dict[Any, Traits]:
+        return {}
 
     @cached_property
     def score(self) -> Score:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 from sweep.training.experiment import Experiment
 from sweep.training.lanes_member import LaneModel
 from sweep.training.lanes_program import Program
@@ -35,6 +37,8 @@ class LanesEngine:
         self.compile_when = compile_when
         self.memory = int(SHARE * free_bytes()) if memory is None else memory
         self.reference = ReferenceEngine(experiment)
+        # It would tell a user to report to PyTorch what this engine measures and decides itself.
+        torch._C._functorch._set_vmap_fallback_warning_enabled(False)  # type: ignore[attr-defined]
         self._programs: dict[Any, Program] = {}
         self._one_by_one: set[Any] = set()
         self._turn = 0
@@ -50,11 +54,13 @@ class LanesEngine:
     def add(self, member: Member) -> None:
         try:
             model = LaneModel.build(self.experiment, member)
-        except Exception:
+        except (Exception, SystemExit):
             # The reference engine meets the same exception and reports it as this member's.
             self.reference.add(member)
             return
         key = model.program_key
+        if model.unstackable is not None and key not in self._one_by_one:
+            self._give_up(key, model.unstackable)
         if key in self._one_by_one:
             self.reference.add(member)
             return
@@ -126,14 +132,17 @@ class LanesEngine:
             return events
         except MemoryError:
             raise
-        except Exception as error:
-            text = " ".join(str(error).split())[:200] or type(error).__name__
-            kind = self.experiment.spec.model.kind
-            self.notice(f"reference engine for {kind}, which cannot be batched: {text}")
-            self._one_by_one.add(key)
+        except (Exception, SystemExit) as error:
+            self._give_up(key, " ".join(str(error).split())[:200] or type(error).__name__)
             for model in self._programs.pop(key).models():
                 self.reference.add(model.member)
             return []
+
+    def _give_up(self, key: Any, why: str) -> None:
+        """Members of this program train one by one from now on."""
+        kind = self.experiment.spec.model.kind
+        self.notice(f"reference engine for {kind}, which cannot be batched: {why}")
+        self._one_by_one.add(key)
 
     def _tell_if_not_compiled(self, program: Program) -> None:
         compiling = program.compiling

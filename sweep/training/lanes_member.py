@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from sweep.problem.models import penalized, rows_interact, structure_key
+from sweep.problem.models import penalized, structure_key
 from sweep.training.experiment import Experiment
 from sweep.training.member import Member, Plan, make_plan
 from sweep.training.penalty import Penalty, make_penalty
@@ -24,12 +24,14 @@ class LaneModel:
     penalized: tuple[str, ...]
     penalty: Penalty
     program_key: Any
+    rows_interact: bool
+    unstackable: str | None
 
     @classmethod
     def build(cls, experiment: Experiment, member: Member) -> LaneModel:
         spec, problem, setting = experiment.spec, experiment.problem, member.setting
         module = experiment.build_model(setting, member.fold)
-        interact = rows_interact(module)
+        interact, unstackable = experiment.traits(setting, module)
         plan = make_plan(problem, spec, member, interact)
         names = penalized(module, penalize_bias=spec.penalize_bias, patterns=spec.penalize)
         own = setting.regularizer if setting.regularizer.startswith("python:") else ""
@@ -41,7 +43,8 @@ class LaneModel:
             plan.batch if interact else setting.batch_size,
             own,
         )
-        return cls(member, module, plan, tuple(names), make_penalty(experiment, setting), key)
+        penalty = make_penalty(experiment, setting)
+        return cls(member, module, plan, tuple(names), penalty, key, interact, unstackable)
 
 
 @dataclass

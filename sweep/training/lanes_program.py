@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from sweep.problem.models import rows_interact
 from sweep.problem.scores import Score
 from sweep.training.batches import BatchOrders
 from sweep.training.divergence import CODES, Reason, Watch, diagnose, new_watch
@@ -61,7 +60,7 @@ class Program:
         self.evaluation = Evaluation(experiment, self.module, self.step.table)
         rows = max(len(fold.train) for fold in experiment.problem.folds)
         self.batch = min(setting.batch_size or rows, rows)
-        if rows_interact(model.module):
+        if model.rows_interact:
             self.batch = model.plan.batch
         self.orders = BatchOrders(experiment, self.batch)
         self.state: State | None = None
@@ -382,7 +381,7 @@ def _outcome(
     known: list[float] = []
     for value in (score, train_score, *more):
         if isinstance(value, ScoreUndefined):
-            failure = error_failure(value, lane.model.member, lane.epoch, lane.step)
+            failure = error_failure(value, lane.model.member, lane.epoch - 1, lane.step)
             return Outcome(failure=failure)
         known.append(value)
     names = [kind.name for kind in asked[1:]]

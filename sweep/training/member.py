@@ -76,7 +76,7 @@ def hold_out(
     if spec.fold_kind == "time_series":
         cut = len(train) - max(1, round(HELD_OUT * len(train)))
         return train[:cut], train[cut:]
-    if spec.fold_kind == "group" and problem.groups is not None:
+    if problem.groups is not None and spec.fold_kind in ("group", "column"):
         groups = np.asarray(problem.groups)[train]
         if len(np.unique(groups)) > 1:
             splitter = GroupShuffleSplit(1, test_size=HELD_OUT, random_state=seed)

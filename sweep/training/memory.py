@@ -46,7 +46,7 @@ def activations(module: nn.Module, input_shape: Sequence[int], dtype: torch.dtyp
     try:
         with torch.no_grad():
             module.eval()(torch.zeros(2, *input_shape, dtype=dtype))
-    except Exception:
+    except (Exception, SystemExit):
         # A user's module may refuse zeros; what it needs is then not counted.
         pass
     finally:

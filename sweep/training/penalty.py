@@ -42,10 +42,24 @@ class Custom(NamedTuple):
     make: Callable[[Tensor, Tensor], Any]
 
     def value(self, w: Tensor) -> Tensor:
-        return self.make(self.lam, self.l1_ratio).value(w)  # type: ignore[no-any-return]
+        value = self.make(self.lam, self.l1_ratio).value(w)
+        if not isinstance(value, Tensor) or value.ndim:
+            raise ValueError(f"value(w) returned {_form(value)}, expected a tensor of one number")
+        return value
 
     def prox(self, w: Tensor, step: Tensor) -> Tensor:
-        return self.make(self.lam, self.l1_ratio).prox(w, step)  # type: ignore[no-any-return]
+        # A clone, because a prox that works in place would overwrite what momentum looks at.
+        new = self.make(self.lam, self.l1_ratio).prox(w.clone(), step)
+        if not isinstance(new, Tensor) or new.shape != w.shape:
+            raise ValueError(f"prox(w, step) returned {_form(new)} for w of shape {tuple(w.shape)}")
+        return new
+
+
+def _form(value: Any) -> str:
+    """`shape (2, 3)`, or `a float`."""
+    return (
+        f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+    )
 
 
 def _parts(experiment: Experiment, name: str, lam: float, l1_ratio: float, mode: str) -> Any:

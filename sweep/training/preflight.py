@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,12 +12,14 @@ from torch import nn
 
 from sweep.errors import SpecError, SweepError
 from sweep.problem.models import parameter_count, penalized
+from sweep.problem.plugins import describe
 from sweep.problem.prepare import prepare
-from sweep.spec import Choices, StudyFile, StudySpec, encode_choice
+from sweep.spec import Choices, Setting, StudyFile, StudySpec, encode_choice
 from sweep.spec.models import BUILT_IN
 from sweep.training.experiment import Experiment
 from sweep.training.memory import machine_bytes
 from sweep.training.penalty import make_penalty
+from sweep.training.reference import as_matrix
 
 MOST_MODELS = 16
 
@@ -47,10 +51,53 @@ def preflight(experiment: Experiment) -> list[nn.Module]:
             with torch.device("meta"):
                 _check_size(experiment.build_model(setting, fold=0), experiment.dtype)
         module = experiment.build_model(setting, fold=0)
-        penalized(module, penalize_bias=spec.penalize_bias, patterns=spec.penalize)
-        make_penalty(experiment, setting)
+        if setting.model_kind not in BUILT_IN:
+            _check_module(experiment, setting, module)
+        names = penalized(module, penalize_bias=spec.penalize_bias, patterns=spec.penalize)
+        _check_penalty(experiment, setting, module, names)
         modules.append(module)
     return modules
+
+
+def _check_module(experiment: Experiment, setting: Setting, module: nn.Module) -> None:
+    """Refuses a user's module without parameters, or that returns what no loss can be made of.
+
+    One that raises is let through: it may raise on these rows alone, and each trial tells why.
+    """
+    kind, problem = setting.model_kind, experiment.problem
+    if not any(parameter.requires_grad for parameter in module.parameters()):
+        raise SpecError(f"model.kind: {kind} returned a module that has nothing to train.")
+    rows = problem.x_of(0)[torch.from_numpy(problem.folds[0].train[:4])]
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            outputs = copy.deepcopy(module).train()(rows)
+    except (Exception, SystemExit):
+        return
+    try:
+        as_matrix(outputs, problem.n_outputs)
+    except ValueError as error:
+        raise SpecError(f"model.kind: {kind}: {error}.") from None
+
+
+def _check_penalty(
+    experiment: Experiment, setting: Setting, module: nn.Module, names: Sequence[str]
+) -> None:
+    """Tries a user's regularizer on the parameters that it is for."""
+    penalty = make_penalty(experiment, setting)
+    if not setting.regularizer.startswith("python:"):
+        return
+    parameters = {name: p.detach() for name, p in module.named_parameters()}
+    try:
+        if penalty.smooth:
+            penalty.value(parameters, names)
+        for name in names:
+            step = torch.ones_like(parameters[name])
+            step = step if setting.optimizer != "sgd" else torch.ones((), dtype=step.dtype)
+            penalty.prox(name, parameters[name], step)
+    except SweepError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise SpecError(f"regularizer: {setting.regularizer}: {describe(error)}.") from error
 
 
 def _check_size(module: nn.Module, dtype: torch.dtype) -> None:

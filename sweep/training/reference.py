@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from sweep.errors import SweepError
 from sweep.problem.dropout import KeyedDropout, dropout_key
 from sweep.problem.losses import loss_per_sample
-from sweep.problem.models import penalized, rows_interact
+from sweep.problem.models import penalized
 from sweep.problem.randomness import Stream, derive_seed, permutation
 from sweep.training.divergence import (
     CODES,
@@ -95,6 +95,7 @@ class Run:
         self.experiment, self.member = experiment, member
         self.limit: int | None = None
         self.epochs_done = 0
+        self.epoch = 0
         self.step = 0
         self._events = self._train()
 
@@ -104,8 +105,8 @@ class Run:
             return next(self._events)
         except MemoryError:
             raise
-        except Exception as error:
-            failure = error_failure(error, self.member, self.epochs_done, self.step)
+        except (Exception, SystemExit) as error:
+            failure = error_failure(error, self.member, self.epoch, self.step)
             return Done(self.member, Outcome(failure=failure))
 
     def _train(self) -> Iterator[Event]:
@@ -113,7 +114,8 @@ class Run:
         spec, problem, setting = experiment.spec, experiment.problem, member.setting
         fold = member.fold
         module = experiment.build_model(setting, fold)
-        plan = make_plan(problem, spec, member, rows_interact(module))
+        interact = experiment.traits(setting, module).rows_interact
+        plan = make_plan(problem, spec, member, interact)
         names = penalized(module, penalize_bias=spec.penalize_bias, patterns=spec.penalize)
         penalty = make_penalty(experiment, setting)
         optimizer = make_torch_optimizer(module, setting, names)
@@ -125,6 +127,7 @@ class Run:
         best: tuple[float, int, dict[str, Tensor]] | None = None
 
         for epoch in range(plan.epochs):
+            self.epoch = epoch
             order = plan.train[permutation(spec.seed, fold, epoch, len(plan.train))]
             module.train()
             for i in range(plan.steps_per_epoch):
@@ -144,10 +147,12 @@ class Run:
                     loss = loss + penalty.value(parameters, names)
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
-                gradient = {
-                    name: torch.zeros_like(p) if p.grad is None else p.grad
-                    for name, p in parameters.items()
-                }
+                gradient: dict[str, Tensor] = {}
+                for name, p in parameters.items():
+                    if p.grad is None:
+                        # torch.optim would leave out what no output depends on, decay included.
+                        p.grad = torch.zeros_like(p)
+                    gradient[name] = p.grad
                 with torch.no_grad():
                     norm, peaks = gradient_size(gradient)
                 if setting.clip_value is not None:
@@ -213,6 +218,10 @@ class Run:
 
 def as_matrix(outputs: Tensor, n_outputs: int) -> Tensor:
     """(B, n_outputs); a module with one output may leave the last axis out."""
+    if not isinstance(outputs, Tensor):
+        raise ValueError(
+            f"the model returned a {type(outputs).__name__}, expected a tensor (batch, {n_outputs})"
+        )
     if n_outputs == 1 and outputs.ndim == 1:
         return outputs.unsqueeze(-1)
     if outputs.ndim != 2 or outputs.shape[-1] != n_outputs:
@@ -231,7 +240,7 @@ def predict(module: nn.Module, x: Tensor, rows: object, n_outputs: int) -> Tenso
     return torch.cat(chunks)
 
 
-def error_failure(error: Exception, member: Member, epoch: int, step: int) -> Failure:
+def error_failure(error: BaseException, member: Member, epoch: int, step: int) -> Failure:
     """`kind: error`, with the exception's type and message."""
     text = " ".join(str(error).split())[:500]
     if isinstance(error, ScoreUndefined):

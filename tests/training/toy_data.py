@@ -105,3 +105,158 @@ def separable_twice():
     x = rng.normal(size=(40, 3))
     y = (x[:, 0] > 0).astype(int)
     return {"X": np.vstack([x, x]), "y": np.tile(y, 2), "folds": np.repeat([0, 1], 40)}
+
+
+class Scaled(nn.Module):
+    """Rows are scaled by their batch."""
+
+    def __init__(self, n_features: int, n_outputs: int):
+        super().__init__()
+        self.head = nn.Linear(n_features, n_outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head((x - x.mean(0)) / (x.std(0) + 1e-3))
+
+
+class RunningMean(Scaled):
+    """A buffer changed in place by what the batch holds, and used."""
+
+    def __init__(self, n_features: int, n_outputs: int):
+        super().__init__(n_features, n_outputs)
+        self.register_buffer("mean", torch.zeros(n_features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.mean.mul_(0.9).add_(0.1 * x.mean(0).detach())
+        return self.head(x - self.mean)
+
+
+class LateMean(RunningMean):
+    """The same, where training itself does not look at the buffer."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.mean.mul_(0.9).add_(0.1 * x.mean(0).detach())
+            return self.head(x)
+        return self.head(x - self.mean)
+
+
+class Reassigned(RunningMean):
+    """Cannot be batched: the buffer is another tensor afterwards."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.mean = 0.9 * self.mean + 0.1 * x.mean(0).detach()
+        return self.head(x - self.mean)
+
+
+class Counts(Scaled):
+    """Cannot be batched: lanes would share the count."""
+
+    def __init__(self, n_features: int, n_outputs: int):
+        super().__init__(n_features, n_outputs)
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.head(x) * (1 + 1 / self.calls)
+
+
+class CutOff(Scaled):
+    """Nothing to learn from."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(x).detach()
+
+
+class Unused(Scaled):
+    """Parameters that no output depends on."""
+
+    def __init__(self, n_features: int, n_outputs: int):
+        super().__init__(n_features, n_outputs)
+        self.idle = nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(x)
+
+
+class Leaves(Scaled):
+    """Ends the process, or would."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        raise SystemExit(0)
+
+
+def instance_norm(n_features: int, n_outputs: int) -> nn.Module:
+    return nn.Sequential(
+        nn.Unflatten(1, (1, n_features)),
+        nn.InstanceNorm1d(1, track_running_stats=True),
+        nn.Flatten(),
+        nn.Linear(n_features, n_outputs),
+    )
+
+
+class SoftThreshold:
+    """lam * ||w||_1."""
+
+    def __init__(self, lam: Tensor):
+        self.lam = lam
+
+    def value(self, w: Tensor) -> Tensor:
+        return self.lam * w.abs().sum()
+
+    def prox(self, w: Tensor, step: Tensor) -> Tensor:
+        return torch.sign(w) * torch.relu(w.abs() - step * self.lam)
+
+
+class InPlace(SoftThreshold):
+    """The same, in place."""
+
+    def prox(self, w: Tensor, step: Tensor) -> Tensor:
+        sign = torch.sign(w)
+        return w.abs_().sub_(step * self.lam).relu_().mul_(sign)
+
+
+class OneRow(SoftThreshold):
+    """Its prox has the wrong shape."""
+
+    def prox(self, w: Tensor, step: Tensor) -> Tensor:
+        return super().prox(w, step)[0]
+
+
+class NoNumber:
+    """Its value is no single number."""
+
+    def __init__(self, lam: Tensor):
+        self.lam = lam
+
+    def value(self, w: Tensor) -> Tensor:
+        return self.lam * w.abs()
+
+
+def leaves() -> None:
+    raise SystemExit(0)
+
+
+class Wide(Scaled):
+    """Two outputs too many."""
+
+    def __init__(self, n_features: int, n_outputs: int):
+        super().__init__(n_features, n_outputs + 2)
+
+
+class Pair(Scaled):
+    """Two things at once."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.head(x), x
+
+
+def Empty() -> nn.Module:
+    return nn.Identity()
+
+
+def ordered():
+    """Two classes, one a fold of their own: the ROC AUC of a fold is undefined."""
+    _, x = rows(40)
+    return {"X": x, "y": np.repeat([0, 1], 20), "folds": np.repeat([0, 1], 20)}
