@@ -194,3 +194,9 @@ def test_the_fingerprint_tells_any_change_of_content_and_nothing_else(tmp_path: 
     (tmp_path / "other").mkdir()
     moved = load_csv(tmp_path / "other", text.replace("\n", "\r\n") + "\r\n")
     assert moved.fingerprint == load_csv(tmp_path, text).fingerprint
+
+
+def test_line_ends_of_old_macs_and_a_header_with_a_line_break(tmp_path: Path) -> None:
+    assert load_csv(tmp_path, "x,y\r1,0\r2,1\r3,0\r4,1\r").n_samples == 4
+    text = '"a\nb";c;y\n1;2;3\n4;5;6\n7;8;9\n'
+    assert load_csv(tmp_path, text).feature_names == ("a\nb", "c")
