@@ -205,6 +205,13 @@ def test_task_and_folds_must_agree() -> None:
     assert "stratified needs task classification; use kfold" in sentence
 
 
+def test_groups_are_kept_together_or_it_is_refused() -> None:
+    data = {"source": "t.csv", "target": "y", "groups": "g"}
+    assert load_spec({**BASE, "data": data, "cross_validation": {}}).spec.fold_kind == "group"
+    sentence = refusal(data=data, cross_validation={"kind": "kfold"})
+    assert "data.groups needs cross_validation.kind group, not kfold" in sentence
+
+
 @pytest.mark.parametrize("key", ["study", "data", "task", "model", "train"])
 def test_what_every_study_needs_is_missed(key: str) -> None:
     raw = {name: value for name, value in BASE.items() if name != key}
