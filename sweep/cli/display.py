@@ -54,8 +54,7 @@ class Lines:
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
-        self._shown: object = None
-        self._is_first = True
+        self._shown: tuple[int, float] | None = None
         self._at = 0.0
         self._closed = False
 
@@ -64,17 +63,18 @@ class Lines:
 
     def update(self, status: Status) -> None:
         now = status.done, status.under_way
-        if self._is_first:
+        if self._shown is None:
             engine = f"; engine: {status.engine}" if status.engine else ""
             self._say(f"{status.study}: {status.total} trials{engine}")
-            self._is_first, self._shown, self._at = False, now, time.monotonic()
+            self._shown, self._at = now, time.monotonic()
             return
         ended = status.done >= status.total and not status.running
         if now == self._shown or not (ended or self._is_time()):
             return
+        is_waiting = status.done == self._shown[0]
         self._shown, self._at = now, time.monotonic()
         parts = [f"{status.done}/{status.total} trials: {outcomes(status)}"]
-        if status.running and not status.done:
+        if is_waiting:
             parts[0] += f", {in_training(status)}"
         if status.best is not None:
             parts.append(f"best {best_text(status)}")

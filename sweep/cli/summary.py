@@ -110,7 +110,8 @@ def _print_text(summary: Summary, storage: str | None) -> None:
 
 
 def _counts(summary: Summary) -> str:
-    parts = [f"{summary.n_trials} trials", f"{summary.n_complete} complete"]
+    trials = "1 trial" if summary.n_trials == 1 else f"{summary.n_trials} trials"
+    parts = [trials, f"{summary.n_complete} complete"]
     if summary.n_pruned:
         parts.append(f"{summary.n_pruned} pruned")
     if summary.failed:

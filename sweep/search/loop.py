@@ -122,9 +122,8 @@ class Loop:
         self.total = total
         self.status = Status(study.name, total, experiment.score.direction, spec.score_name)
         self.engine = engine
-        waves = spec.pruner == "wilcoxon"
-        self.waves = waves
-        self.schedule = Schedule(self.engine, len(experiment.problem.folds), waves=waves)
+        self.waves = spec.pruner == "wilcoxon"
+        self.schedule = Schedule(self.engine, len(experiment.problem.folds), waves=self.waves)
         self.flying: dict[int, InFlight] = {}
         self.decided: list[Callable[[], None]] = []
         self.unstored: list[tuple[Finished, FrozenTrial]] = []

@@ -73,9 +73,11 @@ def trials(
     with _open(url) as ask:
         _check_study(ask, url, study)
         known = ask("SELECT * FROM sweep_trials WHERE 1 = 0").columns
-        wanted = list(columns) if columns is not None else _own_columns(ask, study, known)
+        wanted = (
+            list(dict.fromkeys(columns)) if columns is not None else _own_columns(ask, study, known)
+        )
         descending = sort is not None and sort.startswith("-")
-        by = (sort or "trial").removeprefix("-")
+        by = "trial" if sort is None else sort.removeprefix("-")
         # SQLite takes an unknown "name" for a string, without a word.
         for name in [*wanted, by, *names(where or "")]:
             _check_column(name, known)

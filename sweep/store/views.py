@@ -79,7 +79,7 @@ def definitions(connection: Connection) -> dict[str, str]:
     sql = postgres_sql if connection.dialect.name == "postgresql" else sqlite_sql
     columns = knob_columns(connection)
     return {
-        "sweep_studies": f"CREATE VIEW sweep_studies AS\n{_STUDIES}",
+        "sweep_studies": f"CREATE VIEW sweep_studies AS\n{_studies(sql)}",
         "sweep_trials": f"CREATE VIEW sweep_trials AS\n{_trials(sql, columns)}",
         "sweep_folds": f"CREATE VIEW sweep_folds AS\n{sql.FOLDS}",
         "sweep_failures": f"CREATE VIEW sweep_failures AS\n{sql.FAILURES}",
@@ -164,7 +164,17 @@ def literal(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-_STUDIES = """\
+def _value(sql: Any) -> str:
+    """A trial's value; Optuna stores infinities as NULL and a type."""
+    return (
+        f"CASE CAST(v.value_type AS VARCHAR(20)) WHEN 'INF_POS' THEN {sql.INFINITY} "
+        f"WHEN 'INF_NEG' THEN -{sql.INFINITY} ELSE v.value END"
+    )
+
+
+def _studies(sql: Any) -> str:
+    """One row a study."""
+    return f"""\
 SELECT s.study_name AS study,
        lower(CAST(d.direction AS VARCHAR(20))) AS direction,
        count(t.trial_id) AS trials,
@@ -174,8 +184,8 @@ SELECT s.study_name AS study,
        count(CASE WHEN t.state = 'RUNNING' THEN 1 END) AS running,
        count(CASE WHEN t.state = 'WAITING' THEN 1 END) AS waiting,
        CASE WHEN d.direction = 'MAXIMIZE'
-            THEN max(CASE WHEN t.state = 'COMPLETE' THEN v.value END)
-            ELSE min(CASE WHEN t.state = 'COMPLETE' THEN v.value END) END AS best_score,
+            THEN max(CASE WHEN t.state = 'COMPLETE' THEN {_value(sql)} END)
+            ELSE min(CASE WHEN t.state = 'COMPLETE' THEN {_value(sql)} END) END AS best_score,
        min(t.datetime_start) AS started,
        max(t.datetime_complete) AS finished
   FROM studies s
@@ -205,9 +215,7 @@ WITH f AS MATERIALIZED (
 SELECT s.study_name AS study,
        t.number AS trial,
        CAST(t.state AS VARCHAR(20)) AS state,
-       CASE WHEN t.state = 'COMPLETE' THEN
-            CASE CAST(v.value_type AS VARCHAR(20)) WHEN 'INF_POS' THEN {sql.INFINITY}
-            WHEN 'INF_NEG' THEN -{sql.INFINITY} ELSE v.value END END AS score,
+       CASE WHEN t.state = 'COMPLETE' THEN {_value(sql)} END AS score,
        {sql.SCORE_SE} AS score_se{knobs},
        {sql.failure_field("kind")} AS failure_kind,
        {sql.failure_field("reason")} AS failure_reason,

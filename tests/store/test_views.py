@@ -247,6 +247,8 @@ def test_a_study_of_plain_optuna_works_whatever_its_names(store: Store) -> None:
     assert numbers == [float(i) for i in range(1, 12)]
     assert rows[0]["params.state"] == 1.0
     assert rows[0]["score"] == math.inf
+    best = ask(store, "SELECT best_score FROM sweep_studies WHERE study LIKE '%ain'")
+    assert best == [{"best_score": math.inf}]
     assert rows[0]["flag"] == ("true" if trial.params["flag"] else "false")
     assert rows[0]["odd"] is None
     assert rows[0]["score_se"] is None
