@@ -11,12 +11,13 @@ from datetime import UTC, datetime
 from typing import Any
 
 from sweep.errors import SweepError
+from sweep.insight.figures import cv_curve
 from sweep.insight.selection import Choice
 from sweep.insight.stored import StoredStudy, snapshots
 from sweep.insight.summary import Summary, summarize
 from sweep.insight.words import number, params_text
 from sweep.search.status import Observer, Status
-from sweep.store.note import write_note
+from sweep.store.note import write_figure, write_note
 from sweep.store.storage import Store
 
 SECONDS_BETWEEN_NOTES = 30.0
@@ -71,7 +72,9 @@ class Notes:
                 self._store = Store.open(self.url)
                 self._snapshots = snapshots(self._store, self._study)
             assert self._snapshots is not None
-            save_note(self._store, next(self._snapshots))
+            study = next(self._snapshots)
+            save_note(self._store, study)
+            save_figures(self._store, study)
         except SweepError as error:
             self._failed = True
             if told:
@@ -83,6 +86,13 @@ def save_note(store: Store, study: StoredStudy) -> None:
     study_id = store.study_id(study.name)
     text = note_text(study, store.counts(study_id))
     write_note(store, study_id, lambda before: with_text(before, text))
+
+
+def save_figures(store: Store, study: StoredStudy) -> None:
+    """Writes the study's figures as they should be now, for the dashboard's first page."""
+    figure = cv_curve(study)
+    if figure is not None:
+        write_figure(store, store.study_id(study.name), "cv-curve", figure.to_json())
 
 
 def with_text(before: str, text: str) -> str:

@@ -1,8 +1,8 @@
-"""The note that the Optuna dashboard shows beside a study: Markdown, with a version.
+"""The note and the figures that the Optuna dashboard shows beside a study.
 
-Kept where and how `optuna_dashboard.save_note` keeps it (0.20 and 0.21): pieces of 2045 characters
-among the study's system attributes. That function takes a transaction a piece; here it is one, so
-that nobody reads half a note and several writers never mix theirs.
+Kept where and how optuna_dashboard keeps them (`save_note`, 0.20 and 0.21): pieces of 2045
+characters among the study's system attributes. Its function takes a transaction a piece; here it is
+one, so that nobody reads half a note and several writers never mix theirs.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from sweep.store.storage import Store
 VERSION = "dashboard:note_ver"
 PIECE = "dashboard:note_str:"
 PIECE_LENGTH = 2045
+FIGURE = "dashboard:plot_data:"
 
 
 def note(store: Store, study_id: int) -> str:
@@ -54,6 +55,34 @@ def write_note(store: Store, study_id: int, change: Callable[[str], str]) -> Non
             connection,
             attrs,
             [{"study_id": study_id, "key": key, "value_json": text} for key, text in new.items()],
+        )
+
+    write(store.engine, work)
+
+
+def write_figure(store: Store, study_id: int, name: str, figure: str) -> None:
+    """Keeps a plotly figure, as JSON, where `optuna_dashboard.save_plotly_graph_object` does.
+
+    `name` is made of letters, digits, `-`, `_` and `.`. In one transaction, as the note is.
+    """
+    prefix = f"{FIGURE}{name}:"
+    pieces = [figure[i : i + PIECE_LENGTH] for i in range(0, len(figure), PIECE_LENGTH)]
+
+    def work(connection: Connection, again: bool) -> None:
+        locked = sa.select(rows.studies.c.study_id).where(rows.studies.c.study_id == study_id)
+        if connection.execute(locked.with_for_update()).scalar() is None:
+            return
+        mine = attrs.c.study_id == study_id
+        connection.execute(
+            sa.delete(attrs).where(mine, attrs.c.key.startswith(prefix, autoescape=True))
+        )
+        rows.upsert(
+            connection,
+            attrs,
+            [
+                {"study_id": study_id, "key": f"{prefix}{i}", "value_json": rows.to_json(piece)}
+                for i, piece in enumerate(pieces)
+            ],
         )
 
     write(store.engine, work)
