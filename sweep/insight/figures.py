@@ -62,7 +62,8 @@ def cv_curve(study: StoredStudy) -> go.Figure | None:
             y = choice.best.score
             _line(figure, [min(lams), max(lams)], [y, y], f"none: {number(y)}", "dashdot")
     figure.update_layout(
-        title=f"{study.score} against lambda, ± one standard error of the folds",
+        # At the left, where the buttons of a page do not cover it.
+        title={"text": f"{study.score} against lambda, ± one standard error", "x": 0.01},
         paper_bgcolor="rgba(0, 0, 0, 0)",
         plot_bgcolor="rgba(0, 0, 0, 0)",
         font={"color": TEXT},
