@@ -13,6 +13,7 @@ from typer.exceptions import Abort, Exit, TyperException
 
 from sweep.cli import queries, transfer
 from sweep.cli.diverged import diverged
+from sweep.cli.output import printable
 from sweep.cli.plan import check, schema
 from sweep.cli.replay import replay
 from sweep.cli.run import run
@@ -108,8 +109,7 @@ def _run(given: list[str]) -> int:
     except Exception as error:
         if debug:
             raise
-        # Names from files and databases may hold line breaks, and codes that a terminal obeys.
-        text = "".join(c if c.isprintable() else "\ufffd" for c in " ".join(str(error).split()))
+        text = printable(" ".join(str(error).split()))
         if isinstance(error, SweepError):
             print(f"Error: {text}", file=sys.stderr)
             return error.exit_code

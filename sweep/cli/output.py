@@ -17,7 +17,8 @@ from sweep.insight.words import number
 
 MAX_CELL = 60
 PIPE_WIDTH = 10_000
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+# Control characters, those that turn the direction of writing, and halves of characters.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _TIME = re.compile(r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d\.\d+")
 
 
@@ -61,6 +62,11 @@ def _plain(value: Any) -> Any:
     return value
 
 
+def printable(text: str) -> str:
+    """`text` without what a terminal would obey: names in databases come from anywhere."""
+    return _CONTROL.sub("\ufffd", text)
+
+
 def cell(value: Any) -> str:
     """A value for reading: four significant digits, - for nothing."""
     if value is None:
@@ -71,8 +77,7 @@ def cell(value: Any) -> str:
         return number(value)
     if isinstance(value, list | tuple | dict):
         value = json.dumps(value, ensure_ascii=False)
-    # A name in a database may come from anywhere; a terminal obeys control characters.
-    text = _CONTROL.sub("\ufffd", " ".join(str(value).split()))
+    text = printable(" ".join(str(value).split()))
     if _TIME.fullmatch(text):
         text = text[:19]
     return text if len(text) <= MAX_CELL else text[: MAX_CELL - 1] + "…"
@@ -115,7 +120,7 @@ def _print_table(
 
 def print_text(text: str, indent: int = 0) -> None:
     """A sentence, broken between words to fit a terminal (never in a pipe)."""
-    text = _CONTROL.sub("\ufffd", text)
+    text = printable(text)
     if sys.stdout.isatty():
         width = min(100, shutil.get_terminal_size().columns)
         text = textwrap.fill(text, width, subsequent_indent=" " * indent, break_on_hyphens=False)

@@ -75,7 +75,11 @@ def prepare(spec: StudySpec, directory: Path) -> Problem:
     # Arrow keeps what it freed, and the versions of a large table need the room.
     pa.default_memory_pool().release_unused()
     folds = make_folds(spec, data)
-    notices = [*data.notices, *_target_notices(spec, data, folds)]
+    notices = [
+        *data.notices,
+        *_group_notices(spec, data),
+        *_target_notices(spec, data, folds),
+    ]
     layout = arrange(spec, data)
     dtype = DTYPES[spec.train.dtype]
     features = make_features(layout, folds, spec.data.standardize, dtype)
@@ -133,17 +137,16 @@ def _weights(data: Dataset, folds: list[Fold], dtype: torch.dtype) -> Tensor | N
     return torch.from_numpy(data.weights).to(dtype)
 
 
+def _group_notices(spec: StudySpec, data: Dataset) -> list[str]:
+    if data.groups is None or spec.fold_kind in ("group", "column"):
+        return []
+    return [
+        f"{data.source} brings groups, which cross_validation.kind {spec.fold_kind} does not keep "
+        "together; kind group does."
+    ]
+
+
 def _target_notices(spec: StudySpec, data: Dataset, folds: list[Fold]) -> list[str]:
-    if data.groups is not None and spec.fold_kind not in ("group", "column"):
-        return [
-            f"{data.source} brings groups, which cross_validation.kind {spec.fold_kind} does not "
-            "keep together; kind group does.",
-            *_label_notices(spec, data, folds),
-        ]
-    return _label_notices(spec, data, folds)
-
-
-def _label_notices(spec: StudySpec, data: Dataset, folds: list[Fold]) -> list[str]:
     if data.classes is None:
         std = float(np.std(data.y))
         far = (0 < std < 0.1) or std > 10

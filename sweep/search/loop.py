@@ -179,15 +179,18 @@ class Loop:
         self.status.engine = self.engine.describe()
         if not self.schedule.in_flight:
             return None
-        to_come = self.total - self.status.done - len(self.unstored) - len(self.flying)
-        self.engine.expect(max(0, to_come) * self.schedule.n_folds)
+        self.engine.expect(max(0, self._to_come) * self.schedule.n_folds)
         return pool.submit(self.schedule.advance)
+
+    @property
+    def _to_come(self) -> int:
+        """Trials that are neither finished nor in training here."""
+        return self.total - len(self.counted) - len(self.unstored) - len(self.flying)
 
     # Starting trials.
 
     def _fill(self) -> None:
-        wanted = self.total - len(self.counted) - len(self.unstored) - len(self.flying)
-        room = min(self.spec.concurrency - len(self.flying), wanted)
+        room = min(self.spec.concurrency - len(self.flying), self._to_come)
         if room <= 0:
             return
         if self._due("resume", LISTEN_SECONDS):

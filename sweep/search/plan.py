@@ -12,16 +12,13 @@ from torch import nn
 from sweep.problem.prepare import Problem
 from sweep.search.grid import Grid
 from sweep.search.space import distributions
-from sweep.spec import Choices, FloatRange, IntRange, StudyFile, StudySpec, encode_choice
+from sweep.spec import Choices, FloatRange, IntRange, StudyFile, encode_choice
 from sweep.training.engines import slots_in_flight
 from sweep.training.experiment import Experiment
 from sweep.training.member import Member
 from sweep.training.member import make_plan as plan_member
 from sweep.training.memory import machine_bytes, slot_bytes
 from sweep.training.preflight import example_params, make_experiment
-
-# Numbers that an optimizer keeps of each weight, beside the weight and its gradient.
-TARGET_SCALE = 10.0
 
 
 @dataclass(frozen=True)
@@ -72,7 +69,7 @@ def make_plan(file: StudyFile) -> Plan:
     slots = slots_in_flight(min(spec.concurrency, trials), len(problem.folds))
     sizes = [sum(p.numel() for p in module.parameters()) for module in modules]
     memory = _memory(experiment, modules, slots)
-    y = problem.y_of(0).double().numpy() if problem.classes is None else problem.y_of(0).numpy()
+    y = problem.y_of(0).double().numpy()
     labels = np.unique(y, return_counts=True) if problem.classes is not None else None
     return Plan(
         study=spec.study,
@@ -98,7 +95,7 @@ def make_plan(file: StudyFile) -> Plan:
         direction=direction,
         sampler=spec.sampler,
         pruner=spec.pruner,
-        notices=(*problem.notices, *_advice(spec, y), *_room(memory)),
+        notices=(*problem.notices, *_room(memory)),
     )
 
 
@@ -171,15 +168,3 @@ def _room(memory: int) -> list[str]:
         f"This machine has {machine_bytes() / 1e9:.0f} GB of memory, less than that: fewer members "
         "will train at once. A smaller batch_size needs less."
     ]
-
-
-def _advice(spec: StudySpec, y: Any) -> list[str]:
-    if spec.task != "regression" or spec.data.standardize_target != "none":
-        return []
-    scale = float(y.std())
-    if scale > TARGET_SCALE or 0 < scale < 1 / TARGET_SCALE:
-        return [
-            f"The target's standard deviation is {scale:.3g}: learning rates and lambdas depend "
-            "on it. data.standardize_target: fold makes it 1."
-        ]
-    return []

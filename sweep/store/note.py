@@ -33,9 +33,7 @@ def write_note(store: Store, study_id: int, change: Callable[[str], str]) -> Non
     """Replaces the study's note by `change(note)`; a note that stays the same is left alone."""
 
     def work(connection: Connection, again: bool) -> None:
-        # Two writers: the second waits here, and sees the note of the first.
-        locked = sa.select(rows.studies.c.study_id).where(rows.studies.c.study_id == study_id)
-        if connection.execute(locked.with_for_update()).scalar() is None:
+        if not _lock(connection, study_id):
             return
         before = _note(connection, study_id)
         after = change(before)
@@ -45,17 +43,9 @@ def write_note(store: Store, study_id: int, change: Callable[[str], str]) -> Non
         version = connection.execute(
             sa.select(attrs.c.value_json).where(mine, attrs.c.key == VERSION)
         ).scalar()
-        connection.execute(
-            sa.delete(attrs).where(mine, attrs.c.key.startswith(PIECE, autoescape=True))
-        )
-        pieces = [after[i : i + PIECE_LENGTH] for i in range(0, len(after), PIECE_LENGTH)]
-        new = {f"{PIECE}{i}": rows.to_json(piece) for i, piece in enumerate(pieces)}
-        new[VERSION] = str(int(json.loads(version or "0")) + 1)
-        rows.upsert(
-            connection,
-            attrs,
-            [{"study_id": study_id, "key": key, "value_json": text} for key, text in new.items()],
-        )
+        _replace(connection, study_id, PIECE, after)
+        new = {"key": VERSION, "value_json": str(int(json.loads(version or "0")) + 1)}
+        rows.upsert(connection, attrs, [{"study_id": study_id, **new}])
 
     write(store.engine, work)
 
@@ -65,27 +55,30 @@ def write_figure(store: Store, study_id: int, name: str, figure: str) -> None:
 
     `name` is made of letters, digits, `-`, `_` and `.`. In one transaction, as the note is.
     """
-    prefix = f"{FIGURE}{name}:"
-    pieces = [figure[i : i + PIECE_LENGTH] for i in range(0, len(figure), PIECE_LENGTH)]
 
     def work(connection: Connection, again: bool) -> None:
-        locked = sa.select(rows.studies.c.study_id).where(rows.studies.c.study_id == study_id)
-        if connection.execute(locked.with_for_update()).scalar() is None:
-            return
-        mine = attrs.c.study_id == study_id
-        connection.execute(
-            sa.delete(attrs).where(mine, attrs.c.key.startswith(prefix, autoescape=True))
-        )
-        rows.upsert(
-            connection,
-            attrs,
-            [
-                {"study_id": study_id, "key": f"{prefix}{i}", "value_json": rows.to_json(piece)}
-                for i, piece in enumerate(pieces)
-            ],
-        )
+        if _lock(connection, study_id):
+            _replace(connection, study_id, f"{FIGURE}{name}:", figure)
 
     write(store.engine, work)
+
+
+def _lock(connection: Connection, study_id: int) -> bool:
+    """Of two writers the second waits here, and sees what the first wrote; False: no such study."""
+    locked = sa.select(rows.studies.c.study_id).where(rows.studies.c.study_id == study_id)
+    return connection.execute(locked.with_for_update()).scalar() is not None
+
+
+def _replace(connection: Connection, study_id: int, prefix: str, text: str) -> None:
+    """Puts `text`, in pieces, in the place of the attributes whose key starts with `prefix`."""
+    kept = attrs.c.key.startswith(prefix, autoescape=True)
+    connection.execute(sa.delete(attrs).where(attrs.c.study_id == study_id, kept))
+    pieces = [text[i : i + PIECE_LENGTH] for i in range(0, len(text), PIECE_LENGTH)]
+    new = [
+        {"study_id": study_id, "key": f"{prefix}{i}", "value_json": rows.to_json(piece)}
+        for i, piece in enumerate(pieces)
+    ]
+    rows.upsert(connection, attrs, new)
 
 
 def _note(connection: Connection, study_id: int) -> str:

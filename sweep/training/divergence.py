@@ -178,10 +178,10 @@ def diagnose(watch: Watch, names: Sequence[str], fold: int, steps_per_epoch: int
     """The failure of a run whose watch holds a reason."""
     reason = CODES[int(watch.code) - 1]
     step = int(watch.step)
-    # A score is taken after the epoch's last update.
+    # A score is taken after the epoch's last update, whose loss and norm are the last there are.
     last = step - 1 if reason is Reason.NONFINITE_SCORE else step
-    epoch = max(0, last) // steps_per_epoch
-    losses, norms = recorded(watch, last_step=step)
+    epoch = last // steps_per_epoch
+    losses, norms = recorded(watch, last_step=last)
     layer = _layer(watch, names)
     loss, norm = float(losses[-1]), float(norms[-1])
     return Failure(

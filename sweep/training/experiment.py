@@ -13,13 +13,11 @@ from torch import Tensor, nn
 
 from sweep.errors import SpecError
 from sweep.problem.models import build_model, rows_interact, structure_key
-from sweep.problem.prepare import Problem
+from sweep.problem.prepare import DTYPES, Problem
 from sweep.problem.scores import Score, get_score
 from sweep.spec import Setting, StudySpec
 from sweep.spec.models import BUILT_IN
 from sweep.training.probe import ROWS, Traits, probe
-
-DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
 @dataclass(frozen=True)

@@ -140,3 +140,18 @@ def test_a_huge_transient_that_decays_is_not_a_divergence():
     far = {"kind": "linear", "bias": False, "init": 1e4}
     results = train(experiment(merge(DIABETES, model=far)), {0: {"learning_rate": 0.98 * 2 / H}})
     assert results[0].failure is None
+
+
+@pytest.mark.parametrize("engine", ["lanes", "reference"])
+def test_a_score_that_overflows_is_a_divergence_with_the_last_steps_before_it(engine):
+    """After the last update the squares' sum overflows, where the loss before it did not yet."""
+    study = merge(
+        DIABETES,
+        train={"dtype": "float32", "epochs": 200},
+        divergence={"loss_growth": None, "gradient_growth": None},
+    )
+    failure = train(experiment(study), {0: {"learning_rate": 4 / H}}, engine)[0].failure
+    assert failure.reason == "nonfinite_score"
+    assert failure.epoch == failure.step - 1, "an epoch is one step; the score comes after it"
+    assert len(failure.losses) == failure.step and failure.losses[-1] == failure.loss
+    assert failure.loss > 1e35 and failure.losses[0] < 1
