@@ -84,6 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Of the process's own it is the end: threads that still work for nobody are not waited for.
     """
+    # A thread that waits for a core spins; on a busy machine it would keep the others off it.
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     code = _run(list(sys.argv[1:] if arguments is None else arguments))
     if arguments is None and threading.active_count() > 1:
         sys.stdout.flush()

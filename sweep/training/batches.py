@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from jaxtyping import Float, Int
@@ -65,22 +67,32 @@ class BatchOrders:
         self.rows = grown
 
 
-class FoldTable:
+class FoldTable(NamedTuple):
     """For every fold at once: where its version of the data begins, and its row weights."""
 
-    def __init__(self, experiment: Experiment) -> None:
+    x: Tensor
+    y: Tensor
+    x_start: Int[Tensor, " F"]
+    y_start: Int[Tensor, " F"]
+    weights: Float[Tensor, "F N"] | None
+
+    @classmethod
+    def of(cls, experiment: Experiment) -> FoldTable:
         problem = experiment.problem
         folds = range(len(problem.folds))
         versions, n_rows = problem.x.shape[:2]
         y_versions = problem.y.shape[0]
-        self.x: Tensor = problem.x.flatten(0, 1)
-        self.y: Tensor = problem.y.flatten(0, 1)
-        self.x_start = torch.tensor([n_rows * (f if versions > 1 else 0) for f in folds])
-        self.y_start = torch.tensor([n_rows * (f if y_versions > 1 else 0) for f in folds])
-        weights = experiment.row_weights
-        self.weights: Float[Tensor, "F N"] | None = None
+        weights = None
         if problem.weights is not None:
-            self.weights = torch.stack([w for w in weights if w is not None]).to(experiment.dtype)
+            stacked = torch.stack([w for w in experiment.row_weights if w is not None])
+            weights = stacked.to(experiment.dtype)
+        return cls(
+            x=problem.x.flatten(0, 1),
+            y=problem.y.flatten(0, 1),
+            x_start=torch.tensor([n_rows * (f if versions > 1 else 0) for f in folds]),
+            y_start=torch.tensor([n_rows * (f if y_versions > 1 else 0) for f in folds]),
+            weights=weights,
+        )
 
     def take(
         self, folds: Int[Tensor, M], rows: Int[Tensor, "M B"]

@@ -97,7 +97,7 @@ class LanesEngine:
         parts = []
         if programs:
             slots = sum(len(program.lanes) for program in programs)
-            compiled = [program.is_compiled for program in programs]
+            compiled = [program.stepper.is_compiled for program in programs]
             how = "compiled" if all(compiled) else "partly compiled" if any(compiled) else "eager"
             many = f" in {len(programs)} programs" if len(programs) > 1 else ""
             parts.append(f"lanes, {slots} slots{many}, {how}")
@@ -145,8 +145,8 @@ class LanesEngine:
         self._one_by_one.add(key)
 
     def _tell_if_not_compiled(self, program: Program) -> None:
-        compiling = program.compiling
-        if compiling is None or compiling.error is None or self._told_of_compiling:
+        error = program.stepper.error
+        if error is None or self._told_of_compiling:
             return
         self._told_of_compiling = True
-        self.notice(f"training eagerly, since compiling failed: {compiling.error}")
+        self.notice(f"training eagerly, since compiling failed: {error}")

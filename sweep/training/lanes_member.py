@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
 from sweep.problem.models import penalized, structure_key
 from sweep.training.experiment import Experiment
-from sweep.training.member import Member, Plan, make_plan
+from sweep.training.member import Member, Plan, learning_rate_at, make_plan
 from sweep.training.penalty import Penalty, make_penalty
 
 
@@ -56,6 +58,8 @@ class Lane:
     step: int = 0
     best: float = math.inf
     best_epoch: int = -1
+    rates: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
+    """The learning rates of the present epoch's steps."""
 
     @property
     def epoch(self) -> int:
@@ -64,3 +68,8 @@ class Lane:
     @property
     def step_in_epoch(self) -> int:
         return self.step % self.model.plan.steps_per_epoch
+
+    def plan_epoch(self) -> None:
+        """Settles the learning rates of the epoch that begins."""
+        steps = self.step + np.arange(self.model.plan.steps_per_epoch)
+        self.rates = learning_rate_at(steps, self.model.member.setting, self.model.plan)

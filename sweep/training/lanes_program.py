@@ -13,7 +13,7 @@ import copy
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -21,23 +21,26 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from sweep.problem.scores import Score
-from sweep.training.batches import BatchOrders
+from sweep.training.batches import BatchOrders, FoldTable
 from sweep.training.divergence import CODES, Reason, Watch, diagnose, new_watch
 from sweep.training.experiment import Experiment
-from sweep.training.lanes_compile import WARM_SECONDS, WORTH_SECONDS, BackgroundCompile
 from sweep.training.lanes_evaluate import Evaluation
 from sweep.training.lanes_member import Lane, LaneModel
-from sweep.training.lanes_step import LaneStep, State, StepInputs, Tensors
-from sweep.training.member import Done, Epoch, Event, Outcome, learning_rate_at
+from sweep.training.lanes_step import LaneStep, State, Tensors
+from sweep.training.lanes_stepper import Chunk, Stepper
+from sweep.training.member import Done, Epoch, Event, Outcome
 from sweep.training.optimizers import new_moments, numbers, trainable
 from sweep.training.penalty import aligned
 from sweep.training.reference import error_failure
 from sweep.training.scoring import ScoreUndefined
 
-CHUNK_STEPS = 16
-"""Steps between two looks at the divergence flags."""
 SLICE_SECONDS = 0.2
 """`advance` returns at least this often, so that its caller stays responsive."""
+SOON = 64
+"""Steps that a free slot waits for the end of the others' epoch: lanes that end their epochs
+together are looked at and scored together."""
+SHRINK = 0.75
+"""With this share of its slots in use or less, a program that has no one waiting drops the rest."""
 
 
 class Program:
@@ -54,10 +57,11 @@ class Program:
         self.module, self.penalized = copy.deepcopy(model.module).eval(), model.penalized
         self.names = list(trainable(model.module))
         self.optimizer = setting.optimizer
-        self._first_model = model
-        self.step = self._make_step()
-        self.template = self.step.template
-        self.evaluation = Evaluation(experiment, self.module, self.step.table)
+        step = LaneStep(experiment, model.module, model.penalized, setting)
+        self.template = step.template
+        table = FoldTable.of(experiment)
+        self.stepper = Stepper(step, table, compile_when)
+        self.evaluation = Evaluation(experiment, self.module, table, self.stepper.pool)
         rows = max(len(fold.train) for fold in experiment.problem.folds)
         self.batch = min(setting.batch_size or rows, rows)
         if model.rows_interact:
@@ -65,19 +69,11 @@ class Program:
         self.orders = BatchOrders(experiment, self.batch)
         self.state: State | None = None
         self.best: Tensors = {}
-        self.compile = compile_when
-        self.compiling: BackgroundCompile | None = None
-        self.chunks = 0
-        self.step_seconds: float | None = None
         self.to_come = 0.0
 
     @property
     def pending(self) -> int:
         return len(self.waiting) + sum(lane is not None for lane in self.lanes)
-
-    @property
-    def is_compiled(self) -> bool:
-        return self._current_step()[1]
 
     def models(self) -> list[LaneModel]:
         return [lane.model for lane in self.lanes if lane is not None] + list(self.waiting)
@@ -106,25 +102,27 @@ class Program:
     # Slots.
 
     def _fill(self) -> None:
-        """Gives free slots to waiting members."""
+        """Gives free slots to waiting members, and drops slots that nobody needs."""
         used = [slot for slot, lane in enumerate(self.lanes) if lane is not None]
-        size = self._wanted_slots()
-        if size != len(self.lanes):
-            self._resize(used, size)
+        new = min(len(self.waiting), self.max_slots - len(used))
+        if new and self._epoch_ends_soon() and 2 * len(used) >= len(self.lanes):
+            new = 0
+        # The compiled step takes two lanes or more.
+        wanted = max(len(used) + new, min(2, self.max_slots))
+        if wanted > len(self.lanes) or wanted <= SHRINK * len(self.lanes):
+            self._resize(used, wanted)
         free = [slot for slot, lane in enumerate(self.lanes) if lane is None]
-        new = [(slot, self.waiting.popleft()) for slot in free[: len(self.waiting)]]
         if new:
-            self._load(new)
+            self._load([(slot, self.waiting.popleft()) for slot in free[:new]])
 
-    def _wanted_slots(self) -> int:
-        """As many as there is work for; a compiled step wants its own number, if half full."""
-        wanted, now = min(self.max_slots, self.pending), len(self.lanes)
-        ready = self.compiling
-        if ready is not None and ready.error is None and 2 * self.pending >= ready.slots:
-            return max(ready.slots, sum(lane is not None for lane in self.lanes))
-        if wanted > now or wanted <= now // 2:
-            return wanted
-        return now
+    def _epoch_ends_soon(self) -> bool:
+        """Whether some lane is in the midst of an epoch, and not far from its end."""
+        left = [
+            lane.model.plan.steps_per_epoch - lane.step_in_epoch
+            for lane in self.lanes
+            if lane is not None and lane.step_in_epoch
+        ]
+        return bool(left) and min(left) <= SOON
 
     def _resize(self, used: Sequence[int], size: int) -> None:
         self.lanes = [self.lanes[slot] for slot in used] + [None] * (size - len(used))
@@ -155,8 +153,9 @@ class Program:
             stacked,
         )
         for slot, model in new:
-            order = self.orders.acquire(model.member.fold, 0, model.plan)
-            self.lanes[slot] = Lane(model, order)
+            lane = Lane(model, self.orders.acquire(model.member.fold, 0, model.plan))
+            lane.plan_epoch()
+            self.lanes[slot] = lane
 
     def _fresh(self, model: LaneModel) -> State:
         dtype, setting = self.experiment.dtype, model.member.setting
@@ -184,7 +183,7 @@ class Program:
     def _train_chunk(self) -> None:
         """Steps every lane until the first of them ends an epoch or meets its limit."""
         active = [lane for lane in self.lanes if lane is not None]
-        steps = CHUNK_STEPS
+        steps = self.stepper.steps_at_once
         for lane in active:
             steps = min(steps, lane.model.plan.steps_per_epoch - lane.step_in_epoch)
             limit = self.limits.get(lane.model.member.name)
@@ -192,81 +191,48 @@ class Program:
                 steps = min(steps, limit - lane.step)
         if steps <= 0:
             return
-        step, is_compiled = self._current_step()
-        began = time.monotonic()
-        for inputs in self._inputs(steps):
-            assert self.state is not None
-            self.state = step(self.state, inputs)
-        if not is_compiled:
-            self.chunks += 1
-            # The first steps import and allocate.
-            if self.chunks > 2:
-                seconds = (time.monotonic() - began) / steps
-                self.step_seconds = min(seconds, self.step_seconds or seconds)
-            if self.chunks > 2 or self.compile == "always":
-                self._compile_if_worth(inputs)
+        assert self.state is not None
+        self.state = self.stepper.run(self.state, self._chunk(steps), self._steps_left())
         for lane in active:
             lane.step += steps
 
-    def _make_step(self) -> LaneStep:
-        model = self._first_model
-        return LaneStep(self.experiment, model.module, model.penalized, model.member.setting)
+    def _steps_left(self) -> float:
+        """Steps of all slots together that are to come, as far as is known."""
+        left = [lane.model.plan.steps - lane.step for lane in self.lanes if lane is not None]
+        left += [model.plan.steps for model in self.waiting]
+        average = sum(left) / max(1, len(left))
+        return (sum(left) + self.to_come * average) / len(self.lanes)
 
-    def _current_step(self) -> tuple[Callable[[State, StepInputs], State], bool]:
-        ready = self.compiling
-        if ready is not None and ready.result is not None and ready.slots == len(self.lanes):
-            return ready.result, True
-        return self.step, False
-
-    def _compile_if_worth(self, inputs: StepInputs) -> None:
-        """Starts compiling for the present slots where that pays."""
-        if self.compiling is not None or self.compile == "never":
-            return
-        if self.compile == "auto":
-            assert self.step_seconds is not None
-            left = [
-                lane.model.plan.steps - lane.step for lane in self.lanes if lane is not None
-            ] + [model.plan.steps for model in self.waiting]
-            average = sum(left) / max(1, len(left))
-            steps = (sum(left) + self.to_come * average) / len(self.lanes)
-            if steps * self.step_seconds < WORTH_SECONDS:
-                return
-        assert self.state is not None
-        self.compiling = BackgroundCompile(self._make_step(), self.state, inputs)
-        self.compiling.wait(None if self.compile == "always" else WARM_SECONDS)
-
-    def _inputs(self, steps: int) -> Iterator[StepInputs]:
+    def _chunk(self, steps: int) -> Chunk:
         """What the next steps of all lanes are given."""
         # An empty slot computes what some member computes, and nobody looks.
         lanes = [lane for lane in self.lanes if lane is not None]
         seats = [lane if lane is not None else lanes[0] for lane in self.lanes]
-        plans = [lane.model.plan for lane in seats]
-        folds = torch.tensor([lane.model.member.fold for lane in seats])
-        places = torch.tensor([lane.order for lane in seats]).unsqueeze(1)
-        start = torch.tensor([lane.step for lane in seats])
-        within = torch.tensor([lane.step_in_epoch for lane in seats])
-        per_batch = torch.tensor([plan.batch for plan in plans])
-        n_rows = torch.tensor([len(plan.train) for plan in plans])
-        rates = np.stack(
+        numbers = np.array(
             [
-                learning_rate_at(
-                    lane.step + np.arange(steps), lane.model.member.setting, lane.model.plan
+                (
+                    lane.model.member.fold,
+                    lane.order,
+                    lane.step,
+                    lane.step_in_epoch,
+                    lane.model.plan.batch,
+                    len(lane.model.plan.train),
                 )
                 for lane in seats
             ],
-            axis=1,
+            dtype=np.int64,
         )
-        learning_rates = torch.from_numpy(rates).to(self.experiment.dtype)
-        offsets = torch.arange(self.batch)
-        for i in range(steps):
-            begin = ((within + i) * self.batch).unsqueeze(1)
-            yield StepInputs(
-                folds=folds,
-                rows=self.orders.rows[places, begin + offsets],
-                n_rows=torch.minimum(per_batch, n_rows - (within + i) * per_batch),
-                step=start + i,
-                learning_rate=learning_rates[i],
-            )
+        folds, places, start, within, per_batch, n_rows = torch.from_numpy(numbers).unbind(1)
+        rates = np.stack([lane.rates[lane.step_in_epoch :][:steps] for lane in seats], axis=1)
+        ahead = torch.arange(steps).unsqueeze(1)
+        begin = ((within + ahead) * self.batch).unsqueeze(2)
+        return Chunk(
+            folds=folds.contiguous(),
+            rows=self.orders.rows[places.view(1, -1, 1), begin + torch.arange(self.batch)],
+            n_rows=torch.minimum(per_batch, n_rows - (within + ahead) * per_batch),
+            step=start + ahead,
+            learning_rate=torch.from_numpy(rates).to(self.experiment.dtype),
+        )
 
     # Looking.
 
@@ -334,6 +300,7 @@ class Program:
             else:
                 self.orders.release(lane.order)
                 lane.order = self.orders.acquire(member.fold, lane.epoch, plan)
+                lane.plan_epoch()
         if finished:
             events += self._finish({slot: seats[slot] for slot in finished})
         return events

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.func import vmap
 
@@ -19,52 +20,39 @@ def judge_lanes(
     experiment: Experiment,
     score: Score,
     outputs: Tensor,
-    folds: Sequence[int],
-    rows: Tensor,
-    mask: Tensor,
+    fold: int,
+    rows: NDArray[np.int64],
+    y: Tensor,
+    weights: Tensor | None,
 ) -> list[float | ScoreUndefined]:
-    """`judge` for outputs (k, R, K) of k lanes; rows that the mask leaves out do not count."""
+    """`judge` for outputs (k, R, K) of k lanes on the same R rows of a fold."""
     finite = torch.isfinite(outputs).flatten(1).all(1).tolist()
     direct: list[float] = []
     if score.tensor is not None:
-        y, weights = _targets(experiment, folds, rows, outputs.dtype)
-        direct = vmap(score.tensor)(outputs, y, weights * mask).tolist()
+        w = torch.ones(len(rows), dtype=outputs.dtype) if weights is None else weights
+        direct = vmap(score.tensor, in_dims=(0, None, None))(outputs, y, w).tolist()
     values: list[float | ScoreUndefined] = []
-    for i, fold in enumerate(folds):
+    for i in range(len(outputs)):
         if not finite[i]:
             values.append(math.nan)
         elif direct and not math.isnan(direct[i]):
             values.append(direct[i])
         else:
-            n = int(mask[i].sum())
             try:
-                values.append(judge(experiment, score, outputs[i, :n], fold, rows[i, :n].numpy()))
+                values.append(judge(experiment, score, outputs[i], fold, rows))
             except ScoreUndefined as undefined:
                 values.append(undefined)
     return values
 
 
 def stopping_losses(
-    experiment: Experiment, outputs: Tensor, folds: Sequence[int], rows: Tensor, mask: Tensor
+    experiment: Experiment, outputs: Tensor, y: Tensor, weights: Tensor | None
 ) -> list[float]:
-    """`stopping_loss` for outputs (k, R, K) of k lanes."""
-    y, weights = _targets(experiment, folds, rows, outputs.dtype)
+    """`stopping_loss` for outputs (k, R, K) of k lanes on the same R rows."""
 
-    def one(outputs: Tensor, y: Tensor, w: Tensor, inside: Tensor) -> Tensor:
+    def one(outputs: Tensor) -> Tensor:
         losses = loss_per_sample(experiment.problem.kind, outputs, y)
-        return torch.where(inside, losses * w, 0.0).sum() / inside.sum()
+        return losses.mean() if weights is None else (losses * weights).mean()
 
-    values: list[float] = vmap(one)(outputs, y, weights, mask).tolist()
+    values: list[float] = vmap(one)(outputs).tolist()
     return values
-
-
-def _targets(
-    experiment: Experiment, folds: Sequence[int], rows: Tensor, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """(y, weights), each (k, R)."""
-    y = torch.stack([experiment.problem.y_of(f)[r] for f, r in zip(folds, rows, strict=True)])
-    weights = [experiment.row_weights[fold] for fold in folds]
-    if weights[0] is None:
-        return y, torch.ones(rows.shape, dtype=dtype)
-    stacked = [w[r] for w, r in zip(weights, rows, strict=True) if w is not None]
-    return y, torch.stack(stacked).to(dtype)

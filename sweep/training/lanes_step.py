@@ -74,13 +74,12 @@ class LaneStep:
             listed = listed.choices if isinstance(listed, Choices) else [listed]
             regularizers = [name for name in listed if not name.startswith("python:")]
         self.template = possible_penalties(experiment, regularizers, setting.optimizer)
-        self.table = FoldTable(experiment)
         self.dropout_keys = [
             f"{name}.key" for name, m in module.named_modules() if isinstance(m, KeyedDropout)
         ]
 
-    def __call__(self, state: State, inputs: StepInputs) -> State:
-        x, y, weights = self.table.take(inputs.folds, inputs.rows)
+    def __call__(self, state: State, inputs: StepInputs, table: FoldTable) -> State:
+        x, y, weights = table.take(inputs.folds, inputs.rows)
         keys = dropout_key(self.seed, inputs.folds, inputs.step) if self.dropout_keys else None
         arguments = (state, x, y, weights, inputs.n_rows, inputs.learning_rate, keys)
         dims = tree_map(lambda leaf: 0 if isinstance(leaf, Tensor) else None, arguments)

@@ -1,0 +1,179 @@
+"""Steps all lanes of a program: eagerly, and compiled as soon as that is there and pays.
+
+A compiled step takes the lanes in blocks. A thread takes a block through all steps of a chunk by
+itself: no step waits for another block's, which would stall all when one core is busy elsewhere,
+and a block's weights stay in that core's cache. How many lanes a block has is measured.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from sweep.training.batches import FoldTable
+from sweep.training.lanes_compile import TRACE_WORTH_SECONDS, WORTH_SECONDS, Compilation
+from sweep.training.lanes_step import LaneStep, State, StepInputs
+from sweep.training.lanes_trace import tensors
+
+CHUNK_SECONDS, MOST_STEPS, FIRST_STEPS = 0.1, 64, 4
+"""A chunk of steps, between two looks at the divergence flags, takes about so long, and has at
+most so many steps; until the time of a step is known it has the third number."""
+WARM_UP_CHUNKS = 2
+"""The first chunks import and allocate; they are not timed."""
+BLOCKS = (4, 8, 16, 32, 64, 128, 256, 512, 1024)
+REPEATS = 3
+BETTER = 0.97
+
+
+class Chunk(NamedTuple):
+    """What the next S steps of M lanes are given."""
+
+    folds: Int[Tensor, " M"]
+    rows: Int[Tensor, "S M B"]
+    n_rows: Int[Tensor, "S M"]
+    step: Int[Tensor, "S M"]
+    learning_rate: Float[Tensor, "S M"]
+
+    def inputs(self, begin: int = 0, end: int | None = None) -> Iterator[StepInputs]:
+        """The inputs of each step, of the lanes from begin to end."""
+        part = slice(begin, end)
+        folds = self.folds[part]
+        for rows, n_rows, step, rate in zip(
+            self.rows[:, part],
+            self.n_rows[:, part],
+            self.step[:, part],
+            self.learning_rate[:, part],
+            strict=True,
+        ):
+            yield StepInputs(folds, rows, n_rows, step, rate)
+
+
+class Stepper:
+    """The step of one program, in whatever form is best at present."""
+
+    def __init__(self, step: LaneStep, table: FoldTable, compile_when: str) -> None:
+        self.step, self.table, self.compile_when = step, table, compile_when
+        self.compilation: Compilation | None = None
+        self.step_seconds: float | None = None
+        self._threads = torch.get_num_threads()
+        self.pool = ThreadPoolExecutor(self._threads, "lanes", torch.set_num_threads, (1,))
+        self._chunks = 0
+        self._block: tuple[int, int] | None = None
+        """(lanes of a block, lanes there were when that was measured)"""
+
+    @property
+    def is_compiled(self) -> bool:
+        return self.compilation is not None and self.compilation.result is not None
+
+    @property
+    def error(self) -> str | None:
+        """Why compiling failed."""
+        return None if self.compilation is None else self.compilation.error
+
+    @property
+    def steps_at_once(self) -> int:
+        """Steps that a chunk should have."""
+        if self.step_seconds is None:
+            return FIRST_STEPS
+        return max(1, min(MOST_STEPS, round(CHUNK_SECONDS / self.step_seconds)))
+
+    def run(self, state: State, chunk: Chunk, steps_left: float) -> State:
+        """The state after the chunk's steps. `steps_left` are to come, this chunk included."""
+        if not self.is_compiled:
+            self._consider_compiling(state, chunk, steps_left)
+        was_compiled, began = self.is_compiled, time.perf_counter()
+        state = self._run_compiled(state, chunk) if was_compiled else self._run(state, chunk)
+        self._chunks += 1
+        if was_compiled or self._chunks > WARM_UP_CHUNKS:
+            seconds = (time.perf_counter() - began) / len(chunk.rows)
+            self.step_seconds = min(seconds, self.step_seconds or seconds)
+        return state
+
+    def _run(self, state: State, chunk: Chunk) -> State:
+        for inputs in chunk.inputs():
+            state = self.step(state, inputs, self.table)
+        return state
+
+    def _run_compiled(self, state: State, chunk: Chunk) -> State:
+        assert self.compilation is not None and self.compilation.result is not None
+        # The eager step may leave tensors transposed.
+        state = tree_map(lambda t: t.contiguous() if isinstance(t, Tensor) else t, state)
+        whole, compiled = tensors(state), self.compilation.result
+        lanes = len(chunk.folds)
+        rounds = max(1, round(lanes / (self._threads * self._block_size(whole, chunk))))
+        # The compiled step takes two lanes or more.
+        n_blocks = max(1, min(rounds * self._threads, lanes // 2))
+        ends = [lanes * (i + 1) // n_blocks for i in range(n_blocks)]
+
+        def train(begin: int, end: int) -> None:
+            part = [t[begin:end] for t in whole]
+            for inputs in chunk.inputs(begin, end):
+                compiled(part, list(inputs))
+
+        for _ in self.pool.map(train, [0, *ends[:-1]], ends):
+            pass
+        return state
+
+    def _block_size(self, state: list[Tensor], chunk: Chunk) -> int:
+        """The number of lanes that a lane's step takes least time with."""
+        lanes = len(chunk.folds)
+        if self._block is None or lanes >= 2 * self._block[1]:
+            self._block = (self._measured(state, chunk), lanes)
+        return self._block[0]
+
+    def _measured(self, state: list[Tensor], chunk: Chunk) -> int:
+        assert self.compilation is not None and self.compilation.result is not None
+        compiled, lanes = self.compilation.result, len(chunk.folds)
+
+        def seconds(size: int) -> float:
+            part = [t[:size].clone() for t in state]
+            inputs = list(next(chunk.inputs(0, size)))
+            compiled(part, inputs)
+            taken = []
+            for _ in range(REPEATS):
+                began = time.perf_counter()
+                compiled(part, inputs)
+                taken.append(time.perf_counter() - began)
+            return min(taken) / size
+
+        best, least = lanes, float("inf")
+        for size in (*(b for b in BLOCKS if b < lanes), lanes):
+            each = self.pool.submit(seconds, size).result()
+            if each < BETTER * least:
+                best, least = size, each
+            elif each > least / BETTER**3:
+                break
+        return max(2, best)
+
+    def _consider_compiling(self, state: State, chunk: Chunk, steps_left: float) -> None:
+        """Looks for a compiled step, or starts compiling, where that pays."""
+        if self.compile_when == "never" or len(chunk.folds) < 2:
+            return
+        always = self.compile_when == "always"
+        if not always and self.step_seconds is None:
+            return
+        left = float("inf") if always else steps_left * (self.step_seconds or 0.0)
+        if self.compilation is None:
+            if left < TRACE_WORTH_SECONDS:
+                return
+            inputs = next(chunk.inputs())
+            self.compilation = Compilation(self.step, state, inputs, self.table)
+        if left >= WORTH_SECONDS:
+            self.compilation.start()
+        if always:
+            self.compilation.wait()
+        self.compilation.poll()
+        if self.is_compiled:
+            self.step_seconds = None
+
+    def close(self) -> None:
+        self.pool.shutdown()
+        if self.compilation is not None:
+            self.compilation.close()
