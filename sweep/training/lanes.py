@@ -16,7 +16,15 @@ from sweep.training.lanes_member import LaneModel
 from sweep.training.lanes_program import Program
 from sweep.training.member import Event, Member
 from sweep.training.memory import SHARE, free_bytes, slot_bytes
-from sweep.training.reference import ReferenceEngine
+from sweep.training.pool import ReferencePool
+
+MOST_LETTERS = 70
+_IN_SHORT = {
+    "calling .item()": "model uses .item()",
+    "data-dependent control flow": "model branches on the data",
+    "dynamic shape": "the size of what the model computes depends on the data",
+    "doesn't have storage": "model leaves torch",
+}
 
 
 class LanesEngine:
@@ -36,11 +44,12 @@ class LanesEngine:
         self.experiment, self.slots, self.notice = experiment, slots, notice
         self.compile_when = compile_when
         self.memory = int(SHARE * free_bytes()) if memory is None else memory
-        self.reference = ReferenceEngine(experiment)
+        self.reference = ReferencePool(experiment, notice, memory=self.memory)
         # It would tell a user to report to PyTorch what this engine measures and decides itself.
         torch._C._functorch._set_vmap_fallback_warning_enabled(False)  # type: ignore[attr-defined]
         self._programs: dict[Any, Program] = {}
         self._one_by_one: set[Any] = set()
+        self._why = ""
         self._turn = 0
         self._to_come = 0
         self._n_added = 0
@@ -90,6 +99,7 @@ class LanesEngine:
     def expect(self, members: int) -> None:
         """About so many members more are to come: what compiling may be worth."""
         self._to_come = members
+        self.reference.expect(members if self._one_by_one else 0)
 
     def describe(self) -> str:
         """How members train at present, in words."""
@@ -102,7 +112,8 @@ class LanesEngine:
             many = f" in {len(programs)} programs" if len(programs) > 1 else ""
             parts.append(f"lanes, {slots} slots{many}, {how}")
         if self._one_by_one or self.reference.pending:
-            parts.append("reference")
+            why = f": {self._why}" if self._why else ""
+            parts.append(self.reference.describe() + why)
         return " + ".join(parts) or "lanes"
 
     def limit(self, name: tuple[int, int], steps: int) -> None:
@@ -116,6 +127,10 @@ class LanesEngine:
         for program in self._programs.values():
             program.remove(name)
         self.reference.remove(name)
+
+    def close(self) -> None:
+        """Nothing more will be trained."""
+        self.reference.close()
 
     def advance(self) -> list[Event]:
         """Trains for a moment; programs take turns."""
@@ -142,6 +157,7 @@ class LanesEngine:
         """Members of this program train one by one from now on."""
         kind = self.experiment.spec.model.kind
         self.notice(f"reference engine for {kind}, which cannot be batched: {why}")
+        self._why = in_short(why)
         self._one_by_one.add(key)
 
     def _tell_if_not_compiled(self, program: Program) -> None:
@@ -150,3 +166,11 @@ class LanesEngine:
             return
         self._told_of_compiling = True
         self.notice(f"training eagerly, since compiling failed: {compiling.error}")
+
+
+def in_short(why: str) -> str:
+    """A few words for why a model cannot be batched, of what torch or a probe said at length."""
+    for said, words in _IN_SHORT.items():
+        if said in why:
+            return words
+    return why if len(why) <= MOST_LETTERS else why[:MOST_LETTERS].rstrip() + "..."
