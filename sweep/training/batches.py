@@ -74,6 +74,7 @@ class FoldTable:
         versions, n_rows = problem.x.shape[:2]
         y_versions = problem.y.shape[0]
         self.x: Tensor = problem.x.flatten(0, 1)
+        self.scaling = problem.scaling
         self.y: Tensor = problem.y.flatten(0, 1)
         self.x_start = torch.tensor([n_rows * (f if versions > 1 else 0) for f in folds])
         self.y_start = torch.tensor([n_rows * (f if y_versions > 1 else 0) for f in folds])
@@ -89,6 +90,8 @@ class FoldTable:
         shape, flat = rows.shape, rows.flatten()
         at = (self.x_start[folds].unsqueeze(1) + rows).flatten()
         x = self.x.index_select(0, at).view(*shape, *self.x.shape[1:])
+        if self.scaling is not None:
+            x = self.scaling.apply(x, folds)
         at = (self.y_start[folds].unsqueeze(1) + rows).flatten()
         y = self.y.index_select(0, at).view(shape)
         if self.weights is None:

@@ -19,6 +19,7 @@ from sweep.problem.dropout import KeyedDropout, dropout_key
 from sweep.problem.losses import loss_per_sample
 from sweep.problem.models import penalized
 from sweep.problem.randomness import Stream, derive_seed, permutation
+from sweep.problem.scaling import ScaledRows
 from sweep.training.divergence import (
     CODES,
     Reason,
@@ -269,7 +270,7 @@ def as_matrix(outputs: Tensor, n_outputs: int) -> Tensor:
 
 
 @torch.no_grad()
-def predict(module: nn.Module, x: Tensor, rows: object, n_outputs: int) -> Tensor:
+def predict(module: nn.Module, x: Tensor | ScaledRows, rows: object, n_outputs: int) -> Tensor:
     """Outputs (n, n_outputs) on the given rows, in evaluation mode."""
     module.eval()
     index = torch.as_tensor(rows)
