@@ -83,7 +83,7 @@ class LanesEngine:
                 self._one_by_one.add(key)
                 self.reference.add(member)
                 return
-            self._programs[key] = Program(self.experiment, model, slots, self.compile_when)
+            self._programs[key] = self._program(model, slots)
         self._programs[key].waiting.append(model)
         self._models.setdefault(key, {})[member.name] = model
         self._n_added += 1
@@ -160,6 +160,14 @@ class LanesEngine:
             self.reference.add(model.member)
         return []
 
+    def _program(self, model: LaneModel, slots: int) -> Program:
+        try:
+            return Program(self.experiment, model, slots, self.compile_when)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        raise SweepError(self._too_large(model))
+
     def _make_do(self, key: Any, program: Program) -> None:
         """The memory was too little: half as many slots, and all of their members from the start.
 
@@ -174,7 +182,7 @@ class LanesEngine:
         if slots < 2:
             raise SweepError(self._too_large(first))
         self.notice(f"out of memory with {slots} models at once; going on with {slots // 2}")
-        fewer = Program(self.experiment, first, slots // 2, self.compile_when)
+        fewer = self._program(first, slots // 2)
         fewer.waiting.extend(models.values())
         fewer.limits.update(limits)
         self._programs[key] = fewer

@@ -1,5 +1,6 @@
 """Memory that does not suffice: fewer models at once, then a sentence; never a traceback."""
 
+import json
 import os
 import subprocess
 import sys
@@ -60,11 +61,66 @@ def test_out_of_memory_halves_the_slots_and_changes_no_result():
 
 @needs_limits
 def test_one_model_that_does_not_fit_ends_with_what_would():
-    done = limited(1000, 2, 10)
-    assert "out of memory with 2 models at once; going on with 1" in done.stdout
+    done = limited(1000, 2, 6)
+    assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
     assert "SweepError: Out of memory: one model in training needs about" in last
     assert "would fit" in last
+
+
+MEASURED = """
+import json, resource, sys
+import numpy as np
+from pathlib import Path
+from sweep.problem.prepare import prepare
+from sweep.spec import load_spec
+from sweep.training.experiment import Experiment
+from sweep.training.lanes import LanesEngine
+from sweep.training.member import Member
+from sweep.training.memory import slot_bytes
+
+model, shape, batch, slots = json.loads(sys.argv[1])
+rng = np.random.default_rng(0)
+x, y = rng.normal(size=(2 * batch, *shape)).astype(np.float32), rng.normal(size=2 * batch)
+np.savez("d.npz", X=x, y=y)
+spec = load_spec({"study": "m", "data": {"source": "d.npz"}, "task": "regression", "model": model,
+                  "train": {"learning_rate": 0.01, "batch_size": batch, "epochs": 1},
+                  "cross_validation": {"folds": 2}}).spec
+exp = Experiment(prepare(spec, Path()), spec, Path())
+engine, setting = LanesEngine(exp, slots, memory=10**13), spec.setting({})
+for i in range(slots):
+    engine.add(Member(i // 2, i % 2, setting))
+while engine.pending:
+    engine.advance()
+each = slot_bytes(exp.build_model(setting, 0), exp.problem.input_shape, exp.dtype, "sgd", batch)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, each)
+"""
+MODELS = {
+    "weights": ({"kind": "mlp", "hidden": [1000, 1000]}, [100], 64, 4, 20),
+    "rows": ({"kind": "mlp", "hidden": [64, 64]}, [100], 4000, 10, 50),
+    "images": ({"kind": "cnn", "channels": [16, 32]}, [1, 16, 16], 64, 10, 50),
+}
+
+
+@pytest.mark.slow
+@needs_limits
+@pytest.mark.parametrize("case", MODELS)
+def test_the_estimate_is_what_a_slot_more_takes(case, tmp_path):
+    model, shape, batch, *counts = MODELS[case]
+    peaks = []
+    for slots in counts:
+        done = subprocess.run(
+            [sys.executable, "-c", MEASURED, json.dumps([model, shape, batch, slots])],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(HERE.parents[1]), "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        peak, estimate = map(int, done.stdout.split())
+        peaks.append(peak)
+    measured = (peaks[1] - peaks[0]) / (counts[1] - counts[0])
+    assert 1 / 1.5 < measured / estimate < 1.5, (measured, estimate)
 
 
 def test_a_failed_allocation_is_known_by_its_name_or_words():
