@@ -102,6 +102,12 @@ def _roles(source: Source, spec: StudySpec) -> dict[str, Role]:
     if "target" not in taken:
         if source.name.startswith(PREFIX):
             raise SpecError(f"{source.name} returned no 'y', the values to predict.")
+        if not source.parts:
+            last = source.feature_names[-1] if source.feature_names else "x0"
+            raise SpecError(
+                f"{source.name} holds one array: name its column to predict in data.target, as "
+                f"{last}; or keep X and y in one .npz file."
+            )
         raise SpecError(
             f"{source.name} holds no 'y': name the array to predict in data.target."
             f"{nearest('y', list(source.parts), 'Arrays')}"

@@ -19,6 +19,7 @@ from sweep.problem.data import Dataset, load_data
 from sweep.problem.features import make_features
 from sweep.problem.folds import Fold, fold_fingerprint, make_folds
 from sweep.problem.layout import arrange
+from sweep.problem.scaling import ScaledRows, Scaling
 from sweep.spec import StudySpec
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -31,9 +32,10 @@ class Problem:
     """Rows, targets and folds of a study, ready to train on.
 
     `x` (V, N, *input_shape) in the study's dtype: V = 1 where all folds see the same numbers,
-    else one version a fold. `y` (V', N): the target (regression), 0.0 or 1.0 (binary), or the
-    int64 code of the class (multiclass). `columns_of_features` names the source's column of each
-    of the `feature_names` (both empty for images and sequences). `classes`: the labels, sorted.
+    else one version a fold; or, with `scaling`, the one version that each fold's is made from.
+    `y` (V', N): the target (regression), 0.0 or 1.0 (binary), or the int64 code of the class
+    (multiclass). `columns_of_features` names the source's column of each of the `feature_names`
+    (both empty for images and sequences). `classes`: the labels, sorted.
     """
 
     x: Float[Tensor, "V N *input_shape"]
@@ -50,13 +52,16 @@ class Problem:
     notices: tuple[str, ...]
     fingerprint: str
     fold_fingerprints: tuple[str, ...]
+    scaling: Scaling | None = None
 
     @property
     def n_samples(self) -> int:
         return int(self.x.shape[1])
 
-    def x_of(self, fold: int) -> Float[Tensor, " N *input_shape"]:
-        """All rows as fold number `fold` sees them."""
+    def x_of(self, fold: int) -> Tensor | ScaledRows:
+        """All rows (N, *input_shape) as fold number `fold` sees them; index it by rows."""
+        if self.scaling is not None:
+            return ScaledRows(self.x[0], self.scaling, fold)
         return self.x[fold if len(self.x) > 1 else 0]
 
     def y_of(self, fold: int) -> Shaped[Tensor, " N"]:
@@ -102,6 +107,7 @@ def prepare(spec: StudySpec, directory: Path) -> Problem:
         notices=(*notices, *features.notices),
         fingerprint=data.fingerprint,
         fold_fingerprints=tuple(fold_fingerprint(fold) for fold in folds),
+        scaling=features.scaling,
     )
 
 

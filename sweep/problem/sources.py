@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,11 +18,12 @@ from sklearn import datasets
 
 from sweep.errors import DataError, SpecError
 from sweep.problem.plugins import PREFIX, describe, load_object
+from sweep.problem.read_arrays import read_arrays
 from sweep.problem.read_csv import csv_line, read_csv
 
 BUNDLED = ("breast_cancer", "diabetes", "digits", "iris", "wine")
 PARTS = ("X", "y", "groups", "weights", "folds")
-FORMS = "sklearn:NAME, a .csv, .parquet or .npz path, or python:module:function"
+FORMS = "sklearn:NAME, a .csv, .parquet, .npy or .npz path, or python:module:function"
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,12 @@ def read_source(source: str, directory: Path) -> Source:
     if source.startswith(PREFIX):
         return _call(source, directory)
     path = directory / source
-    readers = {".csv": _read_csv, ".parquet": _read_parquet, ".npz": _read_npz}
+    readers = {
+        ".csv": _read_csv,
+        ".parquet": _read_parquet,
+        ".npy": _read_arrays,
+        ".npz": _read_arrays,
+    }
     reader = readers.get(path.suffix.lower())
     if reader is None:
         raise SpecError(f"data.source: {source!r} is no source. Allowed: {FORMS}.")
@@ -107,17 +112,8 @@ def _read_parquet(source: str, path: Path) -> Source:
     return Source(source, table.select(kept), {}, tuple(kept))
 
 
-def _read_npz(source: str, path: Path) -> Source:
-    try:
-        # np.load leaves a broken file open that it opened itself.
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in file.files}
-    except (ValueError, zipfile.BadZipFile, EOFError, AttributeError, TypeError) as error:
-        raise DataError(
-            f"{source}: not readable as arrays of numbers and text in one .npz file "
-            f"(numpy.savez, without pickled objects): {describe(error)}."
-        ) from None
-    return _from_parts(source, arrays)
+def _read_arrays(source: str, path: Path) -> Source:
+    return _from_parts(source, read_arrays(source, path))
 
 
 def _call(source: str, directory: Path) -> Source:

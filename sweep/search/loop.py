@@ -72,9 +72,12 @@ def run_study(
         study = open_study(store, file, problem, direction, fresh=fresh)
         made = make_engine(experiment, engine, observer.notice, memory)
         loop = Loop(store, study, experiment, trials or spec.trials, made, observer)
-        record_run(store, study, file, loop.engine.describe())
-        with StopRequest() as stop:
-            loop.run(stop, timeout)
+        try:
+            record_run(store, study, file, loop.engine.describe())
+            with StopRequest() as stop:
+                loop.run(stop, timeout)
+        finally:
+            made.close()
     return Ended(study.name, loop.status, stop.signal)
 
 

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sweep.problem.randomness import permutation
+from sweep.problem.scaling import Scaling
 from sweep.training.experiment import Experiment
 from sweep.training.member import Plan
 
@@ -71,6 +72,7 @@ class FoldTable(NamedTuple):
     """For every fold at once: where its version of the data begins, and its row weights."""
 
     x: Tensor
+    scaling: Scaling | None
     y: Tensor
     x_start: Int[Tensor, " F"]
     y_start: Int[Tensor, " F"]
@@ -88,6 +90,7 @@ class FoldTable(NamedTuple):
             weights = stacked.to(experiment.dtype)
         return cls(
             x=problem.x.flatten(0, 1),
+            scaling=problem.scaling,
             y=problem.y.flatten(0, 1),
             x_start=torch.tensor([n_rows * (f if versions > 1 else 0) for f in folds]),
             y_start=torch.tensor([n_rows * (f if y_versions > 1 else 0) for f in folds]),
@@ -101,6 +104,8 @@ class FoldTable(NamedTuple):
         shape, flat = rows.shape, rows.flatten()
         at = (self.x_start[folds].unsqueeze(1) + rows).flatten()
         x = self.x.index_select(0, at).view(*shape, *self.x.shape[1:])
+        if self.scaling is not None:
+            x = self.scaling.apply(x, folds)
         at = (self.y_start[folds].unsqueeze(1) + rows).flatten()
         y = self.y.index_select(0, at).view(shape)
         if self.weights is None:

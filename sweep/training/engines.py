@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from sweep.training.experiment import Experiment
 from sweep.training.lanes import LanesEngine
-from sweep.training.reference import ReferenceEngine
+from sweep.training.pool import ReferencePool
 from sweep.training.schedule import Engine
 
 MAX_SLOTS = 320
@@ -30,6 +30,6 @@ def make_engine(
     `memory`: bytes that lanes may take, by default a part of what is free.
     """
     if name == "reference":
-        return ReferenceEngine(experiment)
+        return ReferencePool(experiment, notice, memory=memory)
     slots = slots_in_flight(experiment.spec.concurrency, len(experiment.problem.folds))
     return LanesEngine(experiment, slots, notice, "auto", memory)

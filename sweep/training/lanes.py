@@ -6,17 +6,27 @@ Members whose module cannot be batched train on the reference engine, visibly.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
+from sweep.errors import SweepError
 from sweep.training.experiment import Experiment
 from sweep.training.lanes_member import LaneModel
 from sweep.training.lanes_program import Program
-from sweep.training.member import Event, Member
-from sweep.training.memory import SHARE, free_bytes, slot_bytes
-from sweep.training.reference import ReferenceEngine
+from sweep.training.member import Done, Event, Member
+from sweep.training.memory import SHARE, free_bytes, is_out_of_memory, slot_bytes
+from sweep.training.pool import ReferencePool
+
+MOST_LETTERS = 70
+_IN_SHORT = {
+    "calling .item()": "model uses .item()",
+    "data-dependent control flow": "model branches on the data",
+    "dynamic shape": "the size of what the model computes depends on the data",
+    "doesn't have storage": "model leaves torch",
+}
 
 
 class LanesEngine:
@@ -36,11 +46,13 @@ class LanesEngine:
         self.experiment, self.slots, self.notice = experiment, slots, notice
         self.compile_when = compile_when
         self.memory = int(SHARE * free_bytes()) if memory is None else memory
-        self.reference = ReferenceEngine(experiment)
+        self.reference = ReferencePool(experiment, notice, memory=self.memory)
         # It would tell a user to report to PyTorch what this engine measures and decides itself.
         torch._C._functorch._set_vmap_fallback_warning_enabled(False)  # type: ignore[attr-defined]
         self._programs: dict[Any, Program] = {}
         self._one_by_one: set[Any] = set()
+        self._why = ""
+        self._models: dict[Any, dict[tuple[int, int], LaneModel]] = {}
         self._turn = 0
         self._to_come = 0
         self._n_added = 0
@@ -65,31 +77,26 @@ class LanesEngine:
             self.reference.add(member)
             return
         if key not in self._programs:
-            slots = min(self.slots, self._slots_that_fit(model))
+            slots = min(self.slots, self.memory // self._bytes(model, model.plan.batch))
             if slots < 2 <= self.slots:
                 self.notice("reference engine: no two models of this size fit the memory at once")
                 self._one_by_one.add(key)
                 self.reference.add(member)
                 return
-            self._programs[key] = Program(self.experiment, model, slots, self.compile_when)
+            self._programs[key] = self._program(model, slots)
         self._programs[key].waiting.append(model)
+        self._models.setdefault(key, {})[member.name] = model
         self._n_added += 1
         self._n_of[key] = self._n_of.get(key, 0) + 1
 
-    def _slots_that_fit(self, model: LaneModel) -> int:
-        setting, experiment = model.member.setting, self.experiment
-        each = slot_bytes(
-            model.module,
-            experiment.problem.input_shape,
-            experiment.dtype,
-            setting.optimizer,
-            model.plan.batch,
-        )
-        return self.memory // each
+    def _bytes(self, model: LaneModel, batch: int) -> int:
+        shape, dtype = self.experiment.problem.input_shape, self.experiment.dtype
+        return slot_bytes(model.module, shape, dtype, model.member.setting.optimizer, batch)
 
     def expect(self, members: int) -> None:
         """About so many members more are to come: what compiling may be worth."""
         self._to_come = members
+        self.reference.expect(members if self._one_by_one else 0)
 
     def describe(self) -> str:
         """How members train at present, in words."""
@@ -102,7 +109,8 @@ class LanesEngine:
             many = f" in {len(programs)} programs" if len(programs) > 1 else ""
             parts.append(f"lanes, {slots} slots{many}, {how}")
         if self._one_by_one or self.reference.pending:
-            parts.append("reference")
+            why = f": {self._why}" if self._why else ""
+            parts.append(self.reference.describe() + why)
         return " + ".join(parts) or "lanes"
 
     def limit(self, name: tuple[int, int], steps: int) -> None:
@@ -113,9 +121,16 @@ class LanesEngine:
         self.reference.limit(name, steps)
 
     def remove(self, name: tuple[int, int]) -> None:
-        for program in self._programs.values():
+        for key, program in self._programs.items():
             program.remove(name)
+            self._models[key].pop(name, None)
         self.reference.remove(name)
+
+    def close(self) -> None:
+        """Nothing more will be trained."""
+        for program in self._programs.values():
+            program.stepper.close()
+        self.reference.close()
 
     def advance(self) -> list[Event]:
         """Trains for a moment; programs take turns."""
@@ -128,20 +143,70 @@ class LanesEngine:
         program.to_come = self._to_come * self._n_of[key] / self._n_added
         try:
             events = program.advance()
-            self._tell_if_not_compiled(program)
-            return events
-        except MemoryError:
-            raise
         except (Exception, SystemExit) as error:
-            self._give_up(key, " ".join(str(error).split())[:200] or type(error).__name__)
-            for model in self._programs.pop(key).models():
-                self.reference.add(model.member)
+            # The error's traceback holds on to what the step had allocated.
+            why = " ".join(str(error).split())[:200] or type(error).__name__
+            was_memory = is_out_of_memory(error)
+        else:
+            self._tell_if_not_compiled(program)
+            for event in events:
+                if isinstance(event, Done):
+                    del self._models[key][event.member.name]
+            return events
+        if was_memory:
+            self._make_do(key, program)
             return []
+        self._give_up(key, why)
+        self._programs.pop(key).stepper.close()
+        for model in self._models.pop(key).values():
+            self.reference.add(model.member)
+        return []
+
+    def _program(self, model: LaneModel, slots: int) -> Program:
+        try:
+            return Program(self.experiment, model, slots, self.compile_when)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        raise SweepError(self._too_large(model))
+
+    def _make_do(self, key: Any, program: Program) -> None:
+        """The memory was too little: half as many slots, and all of their members from the start.
+
+        Raises SweepError, with the batch that would fit, where there was but one.
+        """
+        slots, limits = len(program.lanes), program.limits
+        models = self._models[key]
+        first = next(iter(models.values()))
+        # What the lanes held is free before others are made.
+        program.stepper.close()
+        del self._programs[key], program
+        gc.collect()
+        if slots < 2:
+            raise SweepError(self._too_large(first))
+        self.notice(f"out of memory with {slots} models at once; going on with {slots // 2}")
+        fewer = self._program(first, slots // 2)
+        fewer.waiting.extend(models.values())
+        fewer.limits.update(limits)
+        self._programs[key] = fewer
+
+    def _too_large(self, model: LaneModel) -> str:
+        free, batch = free_bytes(), model.plan.batch
+        fixed = self._bytes(model, 0)
+        rows = min(batch - 1, (free - fixed) // (self._bytes(model, 1) - fixed))
+        text = (
+            f"Out of memory: one model in training needs about {_mib(self._bytes(model, batch))} "
+            f"with batches of {batch:,} rows, and {_mib(free)} are free."
+        )
+        if rows < 1:
+            return f"{text} Not even a batch of 1 row would fit: give smaller widths."
+        return f"{text} Batches of {rows:,} would fit: set train.batch_size."
 
     def _give_up(self, key: Any, why: str) -> None:
         """Members of this program train one by one from now on."""
         kind = self.experiment.spec.model.kind
         self.notice(f"reference engine for {kind}, which cannot be batched: {why}")
+        self._why = in_short(why)
         self._one_by_one.add(key)
 
     def _tell_if_not_compiled(self, program: Program) -> None:
@@ -150,3 +215,15 @@ class LanesEngine:
             return
         self._told_of_compiling = True
         self.notice(f"training eagerly, since compiling failed: {error}")
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:,.0f} MiB"
+
+
+def in_short(why: str) -> str:
+    """A few words for why a model cannot be batched, of what torch or a probe said at length."""
+    for said, words in _IN_SHORT.items():
+        if said in why:
+            return words
+    return why if len(why) <= MOST_LETTERS else why[:MOST_LETTERS].rstrip() + "..."

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+try:
+    import resource
+except ImportError:  # not on Windows
+    resource = None  # type: ignore[assignment]
 
 MOMENTS = {"sgd": 1, "rmsprop": 2, "adam": 2, "adamw": 2}
 """Tensors the size of the parameters that an optimizer keeps."""
@@ -23,12 +30,13 @@ def slot_bytes(
     batch: int,
 ) -> int:
     """Of one lane in training: weights and optimizer state (twice: an update makes new ones), the
-    gradient, and the activations of a batch, forward and backward. An estimate.
+    gradient as it is, clipped and penalized, and the activations of a batch, of which backward
+    holds some at a time. An estimate, within 1.5 of what was measured for mlp and cnn.
     """
-    copies = 2 * (1 + MOMENTS[optimizer]) + 1
+    copies = 2 * (1 + MOMENTS[optimizer]) + 3
     parameters = sum(p.numel() for p in module.parameters())
-    passed = 2 * batch * activations(module, input_shape, dtype)
-    return (copies * parameters + passed) * dtype.itemsize
+    passed = 1.5 * batch * activations(module, input_shape, dtype)
+    return int((copies * parameters + passed) * dtype.itemsize)
 
 
 def activations(module: nn.Module, input_shape: Sequence[int], dtype: torch.dtype) -> int:
@@ -62,12 +70,38 @@ def machine_bytes() -> int:
 
 
 def free_bytes() -> int:
-    """Memory that could be had without swapping."""
-    try:
-        with open("/proc/meminfo") as lines:
-            for line in lines:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    """Memory that could be had without swapping, nor being stopped by a limit: the process's own
+    (ulimit -v), or its container's.
+    """
+    free = _kilobytes("/proc/meminfo", "MemAvailable:")
+    if free is None:
+        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    taken = _kilobytes("/proc/self/status", "VmSize:")
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0] if resource is not None else -1
+    if taken is not None and limit >= 0:
+        free = min(free, limit - taken)
+    with contextlib.suppress(OSError, ValueError):
+        # "max" where there is no limit.
+        most = int(Path("/sys/fs/cgroup/memory.max").read_text())
+        free = min(free, most - int(Path("/sys/fs/cgroup/memory.current").read_text()))
+    return max(0, free)
+
+
+def _kilobytes(path: str, name: str) -> int | None:
+    """A line's value in bytes; None where there is no such file or line."""
+    with contextlib.suppress(OSError):
+        for line in Path(path).read_text().splitlines():
+            if line.startswith(name):
+                return int(line.split()[1]) * 1024
+    return None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, in Python, in torch on the CPU, or on a device."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(said in text for said in _OUT_OF_MEMORY)
+
+
+_OUT_OF_MEMORY = ("not enough memory", "allocate memory", "bad_alloc")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
+import time
 from collections.abc import Iterator
 
 import torch
@@ -18,6 +19,7 @@ from sweep.problem.dropout import KeyedDropout, dropout_key
 from sweep.problem.losses import loss_per_sample
 from sweep.problem.models import penalized
 from sweep.problem.randomness import Stream, derive_seed, permutation
+from sweep.problem.scaling import ScaledRows
 from sweep.training.divergence import (
     CODES,
     Reason,
@@ -42,6 +44,8 @@ from sweep.training.penalty import make_penalty
 from sweep.training.scoring import ScoreUndefined, judge, stopping_loss
 
 EVALUATION_ROWS = 4096
+SLICE_SECONDS = 0.1
+"""Training pauses at least this often, so that whoever asked for it stays responsive."""
 
 
 class ReferenceEngine:
@@ -54,10 +58,21 @@ class ReferenceEngine:
     def __init__(self, experiment: Experiment) -> None:
         self.experiment = experiment
         self._runs: dict[tuple[int, int], Run] = {}
+        self.ended = 0
 
     @property
     def pending(self) -> int:
         return len(self._runs)
+
+    @property
+    def turn(self) -> tuple[int, int]:
+        """The member that `train` would train now."""
+        return min(self._runs, key=lambda name: (name[0], self._runs[name].epochs_done, name[1]))
+
+    @property
+    def trained(self) -> float:
+        """How many members, those under way by the part of their steps that is done."""
+        return self.ended + sum(run.part_done for run in self._runs.values())
 
     def add(self, member: Member) -> None:
         self._runs[member.name] = Run(self.experiment, member)
@@ -78,14 +93,22 @@ class ReferenceEngine:
         self._runs.pop(name, None)
 
     def advance(self) -> list[Event]:
-        """One epoch of one member."""
-        if not self._runs:
-            return []
-        name = min(self._runs, key=lambda name: (name[0], self._runs[name].epochs_done, name[1]))
-        event = self._runs[name].advance()
+        """Trains one member to the end of its epoch, or for `SLICE_SECONDS`."""
+        event = self.train()[1] if self._runs else None
+        return [] if event is None else [event]
+
+    def train(self) -> tuple[int, Event | None]:
+        """As `advance`; returns the member's step beside what came of it."""
+        name = self.turn
+        run = self._runs[name]
+        event = run.advance()
         if isinstance(event, Done):
             del self._runs[name]
-        return [event]
+            self.ended += 1
+        return run.step, event
+
+    def close(self) -> None:
+        """Nothing more will be trained."""
 
 
 class Run:
@@ -97,10 +120,19 @@ class Run:
         self.epochs_done = 0
         self.epoch = 0
         self.step = 0
+        self.steps = 0
+        self._until = 0.0
         self._events = self._train()
 
-    def advance(self) -> Event:
-        """Trains to the end of the epoch; an exception of the user's model ends the member."""
+    @property
+    def part_done(self) -> float:
+        return self.step / self.steps if self.steps else 0.0
+
+    def advance(self) -> Event | None:
+        """Trains to the end of the epoch, or for a moment (None); an exception of the user's
+        model ends the member.
+        """
+        self._until = time.monotonic() + SLICE_SECONDS
         try:
             return next(self._events)
         except MemoryError:
@@ -109,13 +141,14 @@ class Run:
             failure = error_failure(error, self.member, self.epoch, self.step)
             return Done(self.member, Outcome(failure=failure))
 
-    def _train(self) -> Iterator[Event]:
+    def _train(self) -> Iterator[Event | None]:
         experiment, member = self.experiment, self.member
         spec, problem, setting = experiment.spec, experiment.problem, member.setting
         fold = member.fold
         module = experiment.build_model(setting, fold)
         interact = experiment.traits(setting, module).rows_interact
         plan = make_plan(problem, spec, member, interact)
+        self.steps = plan.steps
         names = penalized(module, penalize_bias=spec.penalize_bias, patterns=spec.penalize)
         penalty = make_penalty(experiment, setting)
         optimizer = make_torch_optimizer(module, setting, names)
@@ -173,6 +206,8 @@ class Run:
                     yield Done(member, Outcome(failure=failure))
                     return
                 self.step += 1
+                if time.monotonic() >= self._until:
+                    yield None
             self.epochs_done = epoch + 1
             if self.limit is not None and self.step >= self.limit:
                 # A sibling fold diverged before this epoch's score could matter.
@@ -198,6 +233,9 @@ class Run:
                 break
             yield Epoch(member, epoch, score)
         yield Epoch(member, epoch, score)
+        if self.limit is not None and self.step >= self.limit:
+            yield Done(member, Outcome(stopped=True))
+            return
         if best is not None:
             module.load_state_dict(best[2])
             outputs = predict(module, x, plan.test, problem.n_outputs)
@@ -232,7 +270,7 @@ def as_matrix(outputs: Tensor, n_outputs: int) -> Tensor:
 
 
 @torch.no_grad()
-def predict(module: nn.Module, x: Tensor, rows: object, n_outputs: int) -> Tensor:
+def predict(module: nn.Module, x: Tensor | ScaledRows, rows: object, n_outputs: int) -> Tensor:
     """Outputs (n, n_outputs) on the given rows, in evaluation mode."""
     module.eval()
     index = torch.as_tensor(rows)

@@ -96,6 +96,7 @@ SOURCES = {
     "sklearn:linnerud": "three targets",
     "rows.xlsx": r"no source. Allowed: sklearn:NAME",
     "tabel.npz": "no file .*Did you mean 'table.npz'",
+    "matrix.npy": "matrix.npy holds one array: name its column to predict in data.target, as x2",
     "python:makers:number": "is no function but int",
     "python:makers:fails": "raised ValueError: no rows today",
     "python:makers:nothing": "returned NoneType",
@@ -149,6 +150,7 @@ def nested(): return pd.DataFrame({"a": [[1], [2], [3], [4]], "b": y}), y
 def test_a_source_that_is_none_is_refused(source: str, tmp_path: Path) -> None:
     (tmp_path / "makers.py").write_text(MAKERS)
     np.savez(tmp_path / "table.npz", X=np.ones((2, 2)), y=np.ones(2))
+    np.save(tmp_path / "matrix.npy", np.ones((2, 3)))
     with pytest.raises(RequestError, match=SOURCES[source]) as refusal:
         load_data(make_spec(source), tmp_path)
     assert "\n" not in str(refusal.value)
@@ -159,7 +161,8 @@ def test_files_that_are_not_what_their_name_says_are_refused(tmp_path: Path) -> 
     np.save(tmp_path / "array.npy", np.ones(3))
     (tmp_path / "array.npy").rename(tmp_path / "array.npz")
     pd.Series([1]).to_pickle(tmp_path / "pickle.npz")
-    for name in ("text.npz", "text.parquet"):
+    np.save(tmp_path / "pickled.npy", np.array([{}], dtype=object))
+    for name in ("text.npz", "text.npy", "text.parquet"):
         (tmp_path / name).write_text("PAR1, but no table")
     for name in ("cut.npz", "cut.parquet"):
         table = pd.DataFrame({"a": np.arange(100.0), "y": np.arange(100.0)})

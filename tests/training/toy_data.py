@@ -1,5 +1,9 @@
 """Small data sets that the training tests name as python:toy_data:NAME."""
 
+import os
+import signal
+import time
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -260,3 +264,29 @@ def ordered():
     """Two classes, one a fold of their own: the ROC AUC of a fold is undefined."""
     _, x = rows(40)
     return {"X": x, "y": np.repeat([0, 1], 20), "folds": np.repeat([0, 1], 20)}
+
+
+class Dies(Residual):
+    """Ends its process, past all handlers, once a weight is large."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if float(self.head.weight.abs().max()) > 3:
+            os._exit(3)
+        return super().forward(x)
+
+
+class Crashes(Residual):
+    """The same, by a segmentation fault."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if float(self.head.weight.abs().max()) > 3:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return super().forward(x)
+
+
+class Slow(LooksAtData):
+    """Takes its time."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        time.sleep(0.02)
+        return super().forward(x)

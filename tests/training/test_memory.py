@@ -1,0 +1,143 @@
+"""Memory that does not suffice: fewer models at once, then a sentence; never a traceback."""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+
+from sweep.training.memory import free_bytes, is_out_of_memory
+
+from .trials import HERE
+
+LIMITED = """
+import resource, sys
+import torch
+from sweep.training.lanes import LanesEngine
+from sweep.training.reference import ReferenceEngine
+from tests.training.test_pool import run
+from tests.training.trials import BASE, experiment, merge
+
+width, slots, mib = map(int, sys.argv[1:])
+exp = experiment(merge(BASE, model={"kind": "mlp", "hidden": [width, width]},
+                       train={"epochs": 1, "dtype": "float32"}))
+torch.set_num_threads(1)
+_, expected = run(exp, ReferenceEngine(exp), [0.01, 0.02])
+engine = LanesEngine(exp, slots, print, memory=10**12)
+taken = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (taken + mib * 2**20, -1))
+_, results = run(exp, engine, [0.01, 0.02])
+for number, one in expected.items():
+    for a, b in zip(results[number].fold_scores, one.fold_scores, strict=True):
+        assert abs(a - b) <= 1e-4 * abs(b), (a, b)
+print("the same scores")
+"""
+needs_limits = pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="needs RLIMIT_AS and /proc"
+)
+
+
+def limited(width, slots, mib):
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(LIMITED), str(width), str(slots), str(mib)],
+        env={**os.environ, "PYTHONPATH": str(HERE.parents[1]), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+@needs_limits
+def test_out_of_memory_halves_the_slots_and_changes_no_result():
+    # A model: 1,000 x 1,000 weights, 4 MB, several times over.
+    done = limited(1000, 6, 120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "out of memory with 6 models at once; going on with 3" in done.stdout
+    assert done.stdout.endswith("the same scores\n")
+
+
+@needs_limits
+def test_one_model_that_does_not_fit_ends_with_what_would():
+    done = limited(1000, 2, 6)
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert "SweepError: Out of memory: one model in training needs about" in last
+    assert "would fit" in last
+
+
+MEASURED = """
+import json, resource, sys
+import numpy as np
+from pathlib import Path
+from sweep.problem.prepare import prepare
+from sweep.spec import load_spec
+from sweep.training.experiment import Experiment
+from sweep.training.lanes import LanesEngine
+from sweep.training.member import Member
+from sweep.training.memory import slot_bytes
+
+model, shape, batch, slots = json.loads(sys.argv[1])
+rng = np.random.default_rng(0)
+x, y = rng.normal(size=(2 * batch, *shape)).astype(np.float32), rng.normal(size=2 * batch)
+np.savez("d.npz", X=x, y=y)
+spec = load_spec({"study": "m", "data": {"source": "d.npz"}, "task": "regression", "model": model,
+                  "train": {"learning_rate": 0.01, "batch_size": batch, "epochs": 1},
+                  "cross_validation": {"folds": 2}}).spec
+exp = Experiment(prepare(spec, Path()), spec, Path())
+engine, setting = LanesEngine(exp, slots, memory=10**13), spec.setting({})
+for i in range(slots):
+    engine.add(Member(i // 2, i % 2, setting))
+while engine.pending:
+    engine.advance()
+each = slot_bytes(exp.build_model(setting, 0), exp.problem.input_shape, exp.dtype, "sgd", batch)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, each)
+"""
+MODELS = {
+    "weights": ({"kind": "mlp", "hidden": [1000, 1000]}, [100], 64, 4, 20),
+    "rows": ({"kind": "mlp", "hidden": [64, 64]}, [100], 4000, 10, 50),
+    "images": ({"kind": "cnn", "channels": [16, 32]}, [1, 16, 16], 64, 10, 50),
+}
+
+
+@pytest.mark.slow
+@needs_limits
+@pytest.mark.parametrize("case", MODELS)
+def test_the_estimate_is_what_a_slot_more_takes(case, tmp_path):
+    model, shape, batch, *counts = MODELS[case]
+    peaks = []
+    for slots in counts:
+        done = subprocess.run(
+            [sys.executable, "-c", MEASURED, json.dumps([model, shape, batch, slots])],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(HERE.parents[1]), "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        peak, estimate = map(int, done.stdout.split())
+        peaks.append(peak)
+    measured = (peaks[1] - peaks[0]) / (counts[1] - counts[0])
+    assert 1 / 1.5 < measured / estimate < 1.5, (measured, estimate)
+
+
+def test_a_failed_allocation_is_known_by_its_name_or_words():
+    with pytest.raises(RuntimeError) as refused:
+        torch.empty(2**60, dtype=torch.uint8)
+    assert is_out_of_memory(refused.value)
+    assert is_out_of_memory(MemoryError()) and is_out_of_memory(torch.OutOfMemoryError())
+    assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+
+
+@needs_limits
+def test_free_memory_is_what_the_limit_leaves():
+    code = (
+        "import resource; from sweep.training.memory import free_bytes\n"
+        "taken = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (taken + 2**28, -1)); print(free_bytes())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
+                          env={**os.environ, "PYTHONPATH": str(HERE.parents[1])})  # fmt: skip
+    assert 0.9 * 2**28 < int(done.stdout) <= 2**28 < free_bytes()
