@@ -294,3 +294,13 @@ def test_what_was_resolved_can_be_loaded_again() -> None:
 def test_the_text_of_a_mapping_is_a_study_file() -> None:
     file = load_spec(BASE)
     assert yaml.safe_load(file.text)["study"] == "digits"
+
+
+def test_a_window_longer_than_the_longest_training_is_refused_with_the_data_known() -> None:
+    """Digits in 5 folds has 1,438 rows to train on at most: 1,438 / 64 batches, rounded up."""
+    from sweep.training.preflight import make_experiment
+
+    changes = ["train.epochs=2", "train.batch_size=64", "cross_validation.folds=5"]
+    make_experiment(load_spec(BASE, [*changes, "divergence.patience=46"]))
+    with pytest.raises(SpecError, match=r"divergence.patience: 47 was given.* has 46 updates"):
+        make_experiment(load_spec(BASE, [*changes, "divergence.patience=47"]))
