@@ -4,6 +4,9 @@
     result = sweep.run("studies/digits_mlp.yaml")
     result.best, result.trials(), result.diverged()
 
+    guard = sweep.watch(model, optimizer)       # in a training loop of one's own
+    guard.check(loss)                           # raises sweep.Diverged, with the diagnosis
+
 Names are imported when they are first used, so that `import sweep`, and a command that only
 reads the database, does not wait for torch, scikit-learn or pandas.
 """
@@ -17,16 +20,19 @@ if TYPE_CHECKING:
     from sweep.api import Database, Result, Study, open, run
     from sweep.errors import (
         DataError,
+        Diverged,
         RequestError,
         SpecError,
         StorageError,
         StudyChangedError,
         SweepError,
     )
+    from sweep.guard import watch
 
 __all__ = [
     "DataError",
     "Database",
+    "Diverged",
     "RequestError",
     "Result",
     "SpecError",
@@ -36,16 +42,19 @@ __all__ = [
     "SweepError",
     "open",
     "run",
+    "watch",
 ]
 
-_OF_API = frozenset({"Database", "Result", "Study", "open", "run"})
+_HOMES = {
+    **dict.fromkeys(("Database", "Result", "Study", "open", "run"), "sweep.api"),
+    "watch": "sweep.guard",
+}
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'sweep' has no attribute {name!r}")
-    home = "sweep.api" if name in _OF_API else "sweep.errors"
-    value = getattr(importlib.import_module(home), name)
+    value = getattr(importlib.import_module(_HOMES.get(name, "sweep.errors")), name)
     globals()[name] = value
     return value
 

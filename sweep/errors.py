@@ -6,7 +6,7 @@ returns when the error reaches the command line (README, Exit codes).
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 class SweepError(Exception):
@@ -35,3 +35,15 @@ class StorageError(SweepError):
 
 class StudyChangedError(RequestError):
     """A stored study and the file that would continue it differ in substance."""
+
+
+class Diverged(SweepError):
+    """Training has exploded (`sweep.watch`); `failure` is the diagnosis, as a study stores it."""
+
+    def __init__(self, message: str, failure: dict[str, Any]) -> None:
+        super().__init__(message)
+        self.failure = failure
+
+    def __reduce__(self) -> tuple[type[Diverged], tuple[str, dict[str, Any]]]:
+        # Processes hand exceptions on by pickling their arguments.
+        return type(self), (str(self), self.failure)

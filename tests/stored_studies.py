@@ -70,7 +70,9 @@ def diverged(params: Mapping[str, Any], reason: str = "gradient_explosion") -> d
                 "loss": None,
                 "grad_norm": 1.5e19,
                 "message": "the norm of the gradient exploded in fold 2 at step 80 (epoch 3), "
-                "largest in layers.0.weight; the gradient norm grew 1.3x a step over 81 steps",
+                "first in layers.0.weight",
+                "advice": "the norm grew 1.5x a step for 80 steps from layer layers.0.weight: "
+                f"lower learning_rate below {0.8 * params['learning_rate']:.3g}",
                 "losses": losses,
                 "grad_norms": [1e3 * 1.5**i for i in range(81)],
             }

@@ -124,10 +124,11 @@ def test_sql_with_parameters(run, url) -> None:  # type: ignore[no-untyped-def]
 def test_diverged_shows_the_whole_diagnosis(run, url) -> None:  # type: ignore[no-untyped-def]
     code, out, _ = run("diverged", "digits", "--trial", "3", "--storage", url)
     assert code == 0
-    for words in ("divergence, loss_explosion", "layers.0.weight", "▁", "×", "then not finite"):
+    for words in ("divergence, loss_explosion", "layers.0.weight", "⣀", "×", "then not finite"):
         assert words in out
     _, out, _ = run("diverged", "digits", "--storage", url)
-    assert "loss_explosion       6" in out and out.count("layers.0.weight") == 8
+    assert "Trial 3, loss_explosion: the norm grew 1.5x a step" in out
+    assert "loss_explosion       6" in out and out.count("layers.0.weight") == 8 + 2
     _, out, _ = run("diverged", "digits", "--trial", "3", "--storage", url, "--format", "json")
     assert json.loads(out)["losses"][-1] is None
 

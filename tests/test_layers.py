@@ -19,6 +19,7 @@ ROOMS = (
     "spec",
     "problem",
     "training",
+    "guard",
     "store",
     "search",
     "insight",

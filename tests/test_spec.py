@@ -183,6 +183,14 @@ REFUSALS = {
     'study="a\\nb"': ["study: ", "one line of text"],
     "enqueue=[{lambda: 5}]": ["enqueue[0].lambda: 5 is outside"],
     "enqueue=[{lamda: 1e-3}]": ["enqueue[0].lamda does not vary", "lambda"],
+    "divergence={loss_growth: 0}": ["divergence.loss_growth: 0 was given", "above 1"],
+    "divergence={gradient_growth: -5}": ["divergence.gradient_growth: -5", "above 1"],
+    "divergence={loss_growth: .inf}": ["divergence.loss_growth: inf"],
+    "divergence={patience: 0}": ["divergence.patience: 0 was given", "at least 1"],
+    "divergence={patience: 2.5}": ["divergence.patience: 2.5", "a whole number"],
+    "divergence={nonfinite_los: false}": ["divergence.nonfinite_los: unknown key", "loss_growth"],
+    "divergence={loss_explosion: 10}": ["divergence.loss_explosion: unknown key", "Allowed:"],
+    "divergence={loss_growth: null, gradient_growth: null, patience: 5}": ["nothing to wait for"],
     "feature_groups={a: [b]}": ["never group_lasso"],
     "=3": ["key.path=value"],
     "x": ["key.path=value"],
@@ -286,3 +294,13 @@ def test_what_was_resolved_can_be_loaded_again() -> None:
 def test_the_text_of_a_mapping_is_a_study_file() -> None:
     file = load_spec(BASE)
     assert yaml.safe_load(file.text)["study"] == "digits"
+
+
+def test_a_window_longer_than_the_longest_training_is_refused_with_the_data_known() -> None:
+    """Digits in 5 folds has 1,438 rows to train on at most: 1,438 / 64 batches, rounded up."""
+    from sweep.training.preflight import make_experiment
+
+    changes = ["train.epochs=2", "train.batch_size=64", "cross_validation.folds=5"]
+    make_experiment(load_spec(BASE, [*changes, "divergence.patience=46"]))
+    with pytest.raises(SpecError, match=r"divergence.patience: 47 was given.* has 46 updates"):
+        make_experiment(load_spec(BASE, [*changes, "divergence.patience=47"]))

@@ -8,7 +8,8 @@ import sys
 from typing import Any
 
 from sweep.cli.options import Format, FormatOption, StorageOption, StudyArgument, TrialOption
-from sweep.cli.output import as_json, cell, print_rows, print_sparklines, print_text
+from sweep.cli.output import as_json, cell, print_rows, print_text
+from sweep.cli.plot import print_plots
 from sweep.errors import RequestError
 
 
@@ -59,6 +60,17 @@ def diverged(
         empty="No trial diverged.",
         spare=("epoch", "layer", "loss", "fold"),
     )
+    _print_advice(names, rows)
+
+
+def _print_advice(names: list[str], rows: list[tuple[Any, ...]]) -> None:
+    """The advice of the first trial of each reason."""
+    trial, reason, advice = (names.index(name) for name in ("trial", "reason", "advice"))
+    said = {row[reason]: row for row in reversed(rows) if row[advice]}
+    for i, row in enumerate(sorted(said.values(), key=lambda row: row[trial])):
+        if i == 0:
+            print()
+        print_text(f"Trial {row[trial]}, {row[reason]}: {row[advice]}.", indent=2)
 
 
 def _differing(params: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -83,8 +95,9 @@ def _print_diagnosis(study: str, trial: int, failure: dict[str, Any], form: Form
         )
         return
     print(f"Trial {trial} of {study}: {failure.get('kind')}, {failure.get('reason')}")
-    if failure.get("message"):
-        print_text(f"  {failure['message']}", indent=2)
+    for name in ("message", "advice"):
+        if failure.get(name):
+            print_text(f"  {failure[name]}", indent=2)
     for name in ("fold", "epoch", "step", "layer", "loss", "grad_norm"):
         print(f"  {name:<10} {cell(failure.get(name))}")
-    print_sparklines(failure, sys.stdout)
+    print_plots(failure, sys.stdout)

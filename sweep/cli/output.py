@@ -10,7 +10,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import Any, TextIO
+from typing import Any
 
 from sweep.cli.options import Format
 from sweep.insight.words import number
@@ -134,37 +134,3 @@ def print_facts(facts: Sequence[tuple[str, str]]) -> None:
     for name, text in facts:
         print_text(f"{'' if name == before else name:<{width}}{text}", indent=width)
         before = name
-
-
-def sparkline(values: Sequence[float | None], width: int = 72) -> str:
-    """The values' logarithms as bars, oldest first; × is a value that was not finite.
-
-    The least finite value is the lowest bar, the greatest the highest; at most the last `width`.
-    """
-    bars = "▁▂▃▄▅▆▇█"
-    shown = values[-width:]
-    logs = [math.log10(max(abs(v), 1e-30)) for v in shown if v is not None]
-    low, high = min(logs, default=0.0), max(logs, default=0.0)
-    text, i = "", 0
-    for value in shown:
-        if value is None:
-            text += "×"
-            continue
-        place = (logs[i] - low) / (high - low) if high > low else 0.0
-        text += bars[round(place * (len(bars) - 1))]
-        i += 1
-    return text
-
-
-def print_sparklines(failure: Mapping[str, Any], stream: TextIO) -> None:
-    """The last recorded steps of loss and gradient norm, with where they began and ended."""
-    for key, label in (("losses", "loss"), ("grad_norms", "gradient norm")):
-        values: list[float | None] = failure.get(key) or []
-        if not values:
-            continue
-        finite = [v for v in values if v is not None]
-        ends = f"{number(finite[0])} to {number(finite[-1])}" if finite else "nothing finite"
-        lost = ", then not finite" if values[-1] is None else ""
-        values = values[-72:]
-        print(f"\n  {label}, last {len(values)} steps (log scale): {ends}{lost}", file=stream)
-        print(f"  {sparkline(values)}", file=stream)

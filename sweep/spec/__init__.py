@@ -1,7 +1,7 @@
 """What was asked: the study file as typed models."""
 
 from sweep.spec.knobs import Choices, Distribution, FloatRange, IntRange, encode_choice
-from sweep.spec.load import StudyFile, load_spec, validate
+from sweep.spec.load import StudyFile, divergence_rules, load_spec, validate
 from sweep.spec.setting import EarlyStopping, Setting
 from sweep.spec.study import DataSpec, DivergenceSpec, FoldsSpec, StudySpec, TrainSpec
 
@@ -18,6 +18,7 @@ __all__ = [
     "StudyFile",
     "StudySpec",
     "TrainSpec",
+    "divergence_rules",
     "encode_choice",
     "load_spec",
     "validate",

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from sweep.errors import SpecError
 from sweep.spec.refusal import explain
-from sweep.spec.study import StudySpec
+from sweep.spec.study import DivergenceSpec, StudySpec
 
 MAX_BYTES = 1_000_000
 
@@ -63,6 +63,13 @@ def validate(raw: Mapping[str, Any], name: str) -> StudySpec:
         raise SpecError(f"{name}: {problems[0]}{more}") from None
     except RecursionError:
         raise SpecError(f"{name}: nested too deeply to be a study file.") from None
+
+
+def divergence_rules(given: Mapping[str, Any], name: str) -> DivergenceSpec:
+    """The rules of divergence alone; raises SpecError as for the `divergence` of a study file."""
+    study = {"study": name, "data": {"source": "sklearn:diabetes"}, "task": "regression"}
+    whole = {**study, "model": {"kind": "linear"}, "train": {"learning_rate": 1.0}}
+    return validate({**whole, "divergence": dict(given)}, name).divergence
 
 
 class _Loader(yaml.SafeLoader):

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 
 def check_possible(spec: StudySpec) -> None:
     """Raises ValueError, with what to do, for the first rule that the study breaks."""
-    for check in (_check_lambda, _check_momentum, _check_columns, _check_grid, _check_enqueue):
+    checks = (_check_lambda, _check_momentum, _check_columns, _check_grid, _check_rules)
+    for check in (*checks, _check_enqueue):
         check(spec)
 
 
@@ -83,6 +84,16 @@ def _check_grid(spec: StudySpec) -> None:
             )
         if isinstance(knob, IntRange) and knob.log:
             raise ValueError(f"{name} has log: sampler grid needs a step or choices")
+
+
+def _check_rules(spec: StudySpec) -> None:
+    rules = spec.divergence
+    growing = (rules.loss_growth, rules.gradient_growth)
+    if growing == (None, None) and rules.patience != type(rules)().patience:
+        raise ValueError(
+            f"divergence.patience {rules.patience} has nothing to wait for: loss_growth and "
+            "gradient_growth are both null; leave it out, or give one of them"
+        )
 
 
 def _check_enqueue(spec: StudySpec) -> None:

@@ -91,6 +91,7 @@ SELECT s.study_name AS study,
        {_number("loss", "float8")} AS loss,
        {_number("grad_norm", "float8")} AS grad_norm,
        {failure_field("message")} AS message,
+       {failure_field("advice")} AS advice,
        (SELECT coalesce(json_object_agg(name, value), '{{}}'::json)::text FROM (
           SELECT p.param_name AS name,
                  CASE WHEN {_CATEGORICAL}

@@ -93,6 +93,7 @@ SELECT s.study_name AS study,
        {_number("loss", "REAL")} AS loss,
        {_number("grad_norm", "REAL")} AS grad_norm,
        {failure_field("message")} AS message,
+       {failure_field("advice")} AS advice,
        (SELECT json_group_object(name, json(value)) FROM (
           SELECT param_name AS name,
                  CASE WHEN {_CATEGORICAL} AND NOT json_valid(distribution_json) THEN 'null'

@@ -11,7 +11,7 @@ transient that decays to learning is no divergence.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -20,13 +20,15 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sweep.spec import DivergenceSpec
-from sweep.training.member import Failure, finite
 
 SPIKE = 1e3
 """A growth this many times the allowed one is an explosion at once: units that die of it may
 bring the loss down again, but not the run back."""
 STRANDED_GROWTH, STRANDED_STEPS = 1e3, 100
 BELOW_FIRST, ABOVE_FIRST = 0.95, 2.0
+ONSET = 10.0
+"""Above this many times max(1, its first value) the gradient's norm counts as running away: which
+tensor was the largest then is remembered."""
 RECORD = 100
 """Steps of loss and gradient norm that the flight recorder keeps."""
 
@@ -59,7 +61,11 @@ CODES = tuple(Reason)
 
 
 class Watch(NamedTuple):
-    """What is remembered of one run, of P parameter tensors. Batched: the same, holding lanes."""
+    """What is remembered of one run, of P parameter tensors. Batched: the same, holding lanes.
+
+    `peaks` are those of the step at which the norm began to run away, while it does, else the
+    last ones; `bad_peaks` are the last ones, finite or not.
+    """
 
     code: Int[Tensor, ""]
     step: Int[Tensor, ""]
@@ -138,6 +144,9 @@ def observe(
     for reason, bad in checks:
         code = torch.where(bad, CODES.index(reason) + 1, code)
     running, bad = watch.code == 0, code != 0
+    away = ONSET * first_norm.clamp(min=1.0)
+    # Later steps would show what the first tensor to run away has done to the others.
+    calm = (norm <= away) | (watch.peaks.amax() <= away)
     slot = torch.arange(RECORD, device=loss.device) == watch.step % RECORD
     entry = torch.stack([loss, norm])
     return Watch(
@@ -149,7 +158,7 @@ def observe(
         loss_streak=loss_streak,
         norm_streak=norm_streak,
         stranded=stranded,
-        peaks=torch.where(running & entries_finite, peaks, watch.peaks),
+        peaks=torch.where(running & entries_finite & calm, peaks, watch.peaks),
         bad_peaks=torch.where(running, peaks, watch.bad_peaks),
         record=torch.where(running & slot.unsqueeze(-1), entry, watch.record),
     )
@@ -172,69 +181,3 @@ def _stranded(stranded: Tensor, loss: Tensor, first: Tensor) -> Tensor:
     near = exploded & (loss <= ABOVE_FIRST * first)
     waiting = torch.where(near, stranded.clamp(min=1) + 1, exploded.to(stranded.dtype))
     return torch.where(recovered, torch.zeros_like(stranded), waiting)
-
-
-def diagnose(watch: Watch, names: Sequence[str], fold: int, steps_per_epoch: int) -> Failure:
-    """The failure of a run whose watch holds a reason."""
-    reason = CODES[int(watch.code) - 1]
-    step = int(watch.step)
-    # A score is taken after the epoch's last update, whose loss and norm are the last there are.
-    last = step - 1 if reason is Reason.NONFINITE_SCORE else step
-    epoch = last // steps_per_epoch
-    losses, norms = recorded(watch, last_step=last)
-    layer = _layer(watch, names)
-    loss, norm = float(losses[-1]), float(norms[-1])
-    return Failure(
-        kind="divergence",
-        reason=reason.value,
-        fold=fold,
-        epoch=epoch,
-        step=step,
-        layer=layer,
-        loss=finite(loss),
-        grad_norm=finite(norm),
-        message=describe(reason, fold, epoch, step, layer, losses, norms),
-        losses=tuple(finite(float(v)) for v in losses),
-        grad_norms=tuple(finite(float(v)) for v in norms),
-    )
-
-
-def recorded(watch: Watch, last_step: int) -> tuple[list[float], list[float]]:
-    """The last steps up to `last_step` of loss and gradient norm, oldest first."""
-    steps = range(max(0, last_step - RECORD + 1), last_step + 1)
-    rows = [watch.record[s % RECORD].tolist() for s in steps]
-    return [r[0] for r in rows], [r[1] for r in rows]
-
-
-def _layer(watch: Watch, names: Sequence[str]) -> str:
-    """The tensor that blew up: the first not finite if others still are, else the largest."""
-    broken = ~torch.isfinite(watch.bad_peaks)
-    if broken.any() and not broken.all():
-        return names[int(broken.to(torch.int64).argmax())]
-    largest = watch.peaks if broken.all() else watch.bad_peaks
-    return names[int(largest.argmax())]
-
-
-def describe(
-    reason: Reason,
-    fold: int,
-    epoch: int,
-    step: int,
-    layer: str | None,
-    losses: Sequence[float],
-    norms: Sequence[float],
-) -> str:
-    """One sentence a user can act on."""
-    where = f"in fold {fold} at step {step} (epoch {epoch})"
-    tensor = f", largest in {layer}" if layer else ""
-    if reason is Reason.LOSS_EXPLOSION and losses[-1] < STRANDED_GROWTH:
-        return (
-            f"the loss exploded and training never came back: {STRANDED_STEPS} steps later it is "
-            f"{losses[-1]:.3g}, no better than at the start ({where})"
-        )
-    growing = [n for n in norms if n > 0 and torch.isfinite(torch.tensor(n))]
-    grown = ""
-    if len(growing) >= 2 and growing[-1] > growing[0]:
-        rate = (growing[-1] / growing[0]) ** (1 / (len(growing) - 1))
-        grown = f"; the gradient norm grew {rate:.3g}x a step over {len(growing)} steps"
-    return f"{reason.meaning} {where}{tensor}{grown}"

@@ -22,7 +22,8 @@ from torch.utils._pytree import tree_map
 
 from sweep.problem.scores import Score
 from sweep.training.batches import BatchOrders, FoldTable
-from sweep.training.divergence import CODES, Reason, Watch, diagnose, new_watch
+from sweep.training.diagnosis import diagnose
+from sweep.training.divergence import CODES, Reason, Watch, new_watch
 from sweep.training.experiment import Experiment
 from sweep.training.lanes_evaluate import Evaluation
 from sweep.training.lanes_member import Lane, LaneModel
@@ -264,9 +265,8 @@ class Program:
         watch: Watch = tree_map(lambda t: t[slot], self.state.watch)
         if reason is not None:
             watch = watch._replace(code=torch.tensor(CODES.index(reason) + 1))
-        plan = lane.model.plan
-        failure = diagnose(watch, self.names, lane.model.member.fold, plan.steps_per_epoch)
-        return Outcome(failure=failure)
+        model = lane.model
+        return Outcome(failure=diagnose(watch, self.names, model.member, model.plan))
 
     def _end_epoch(self, slots: Sequence[int]) -> list[Event]:
         seats = {slot: lane for slot in slots if (lane := self.lanes[slot]) is not None}

@@ -129,6 +129,7 @@ class Failure:
     epoch: int
     step: int
     message: str
+    advice: str | None = None
     layer: str | None = None
     loss: float | None = None
     grad_norm: float | None = None
@@ -146,6 +147,7 @@ class Failure:
             "loss": self.loss,
             "grad_norm": self.grad_norm,
             "message": self.message,
+            "advice": self.advice,
             "losses": list(self.losses),
             "grad_norms": list(self.grad_norms),
         }

@@ -14,7 +14,15 @@ from sweep.errors import SpecError, SweepError
 from sweep.problem.models import parameter_count, penalized
 from sweep.problem.plugins import describe
 from sweep.problem.prepare import prepare
-from sweep.spec import Choices, Setting, StudyFile, StudySpec, encode_choice
+from sweep.spec import (
+    Choices,
+    DivergenceSpec,
+    IntRange,
+    Setting,
+    StudyFile,
+    StudySpec,
+    encode_choice,
+)
 from sweep.spec.models import BUILT_IN
 from sweep.training.experiment import Experiment
 from sweep.training.memory import machine_bytes
@@ -44,6 +52,7 @@ def preflight(experiment: Experiment) -> list[nn.Module]:
     """
     spec = experiment.spec
     _ = experiment.score, experiment.more_scores, experiment.feature_groups
+    _check_patience(experiment)
     modules = []
     for params in example_params(spec):
         setting = spec.setting(params)
@@ -57,6 +66,29 @@ def preflight(experiment: Experiment) -> list[nn.Module]:
         _check_penalty(experiment, setting, module, names)
         modules.append(module)
     return modules
+
+
+def _check_patience(experiment: Experiment) -> None:
+    """Refuses a window that is longer than the longest training: it could never be full."""
+    spec = experiment.spec
+    patience = spec.divergence.patience
+    rows = max(len(fold.train) for fold in experiment.problem.folds)
+    epochs, size = spec.train.epochs, spec.train.batch_size
+    longest = _ends(epochs)[1] * max(1, -(-rows // _ends(size, rows)[0]))
+    if patience != DivergenceSpec().patience and patience > longest:
+        raise SpecError(
+            f"divergence.patience: {patience} was given, but the longest training has {longest} "
+            "updates, so no loss could stay high for so long. Give a smaller one, or more epochs."
+        )
+
+
+def _ends(knob: Any, full: int = 1) -> tuple[int, int]:
+    """The least and the greatest value of a whole-number knob; `full` batches have so many."""
+    if isinstance(knob, IntRange):
+        return knob.low, knob.high
+    listed = knob.choices if isinstance(knob, Choices) else [knob]
+    numbers = [full if value == "full" else int(value) for value in listed]
+    return min(numbers), max(numbers)
 
 
 def _check_module(experiment: Experiment, setting: Setting, module: nn.Module) -> None:

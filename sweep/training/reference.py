@@ -20,10 +20,10 @@ from sweep.problem.losses import loss_per_sample
 from sweep.problem.models import penalized
 from sweep.problem.randomness import Stream, derive_seed, permutation
 from sweep.problem.scaling import ScaledRows
+from sweep.training.diagnosis import diagnose
 from sweep.training.divergence import (
     CODES,
     Reason,
-    diagnose,
     gradient_size,
     new_watch,
     observe,
@@ -202,7 +202,7 @@ class Run:
                     sound = torch.stack([torch.isfinite(p).all() for p in parameters.values()])
                     watch = observe(watch, loss.detach(), norm, peaks, sound.all(), spec.divergence)
                 if watch.code:
-                    failure = diagnose(watch, list(parameters), fold, plan.steps_per_epoch)
+                    failure = diagnose(watch, list(parameters), member, plan)
                     yield Done(member, Outcome(failure=failure))
                     return
                 self.step += 1
@@ -217,9 +217,7 @@ class Run:
             score = judge(experiment, experiment.score, outputs, fold, plan.test)
             if not math.isfinite(score):
                 code = torch.tensor(CODES.index(Reason.NONFINITE_SCORE) + 1)
-                failure = diagnose(
-                    watch._replace(code=code), list(parameters), fold, plan.steps_per_epoch
-                )
+                failure = diagnose(watch._replace(code=code), list(parameters), member, plan)
                 yield Done(member, Outcome(failure=failure))
                 return
             stop = False

@@ -63,6 +63,7 @@ FAILURE = {
     "loss": None,
     "grad_norm": 1e30,
     "message": "Die Norm ist größer; 'x'",
+    "advice": "kleinere learning_rate",
     "last_losses": [1.0, 2.0],
 }
 
@@ -185,10 +186,11 @@ def test_failures_are_rows_with_all_their_knobs(store: Store) -> None:
         "loss",
         "grad_norm",
         "message",
+        "advice",
         "parameters",
     ]
     assert [r["trial"] for r in rows] == [2, 5, 8]
-    for name in ("kind", "reason", "fold", "epoch", "step", "layer", "loss", "grad_norm"):
+    for name in ("kind", "reason", "fold", "epoch", "step", "layer", "loss", "grad_norm", "advice"):
         assert rows[0][name] == FAILURE[name], name
     assert rows[0]["message"] == FAILURE["message"]
     trials = optuna.load_study(study_name="ridge", storage=store.optuna_storage()).trials

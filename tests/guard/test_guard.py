@@ -1,0 +1,302 @@
+"""The guard of any training loop, against bounds that are known and layers that are planted."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import pickle
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import sweep
+from sweep.errors import Diverged, RequestError
+from sweep.guard.judge import Judge
+from sweep.guard.loop import MOST_SKIPS
+from sweep.spec import DivergenceSpec
+from sweep.training.divergence import new_watch, observe
+
+from .loops import H, Planted, batch, descend, loss_of, quadratic, squared
+
+
+@pytest.mark.parametrize("momentum, nesterov", [(0.0, False), (0.9, False), (0.9, True)])
+@pytest.mark.parametrize("every", [1, 16])
+def test_raises_above_the_bound_only_and_advises_it(momentum, nesterov, every):
+    most = (2 * (1 + momentum) / (1 + 2 * momentum)) if nesterov else 2 * (1 + momentum)
+    for times in (0.99, 1.01):
+        model = quadratic()
+        kind = {"momentum": momentum, "nesterov": nesterov}
+        optimizer = torch.optim.SGD(model.parameters(), lr=times * most / H, **kind)
+        failure = descend(model, optimizer, sweep.watch(model, optimizer, every=every), 1500)
+        assert (failure is not None) == (times > 1)
+    assert failure["reason"] == "loss_explosion" and failure["layer"] == "weight"
+    rate = float(failure["advice"].split("learning_rate below ")[1].split(",")[0])
+    assert rate == pytest.approx(most / H, rel=0.01)
+
+
+def test_the_first_bad_step_is_reported_however_seldom_one_looks():
+    failures = []
+    for every in (1, 7, 16):
+        model = quadratic()
+        optimizer = torch.optim.SGD(model.parameters(), lr=1.3)
+        failures.append(descend(model, optimizer, sweep.watch(model, optimizer, every=every), 500))
+    assert failures[0] == failures[1] == failures[2] and failures[0] is not None
+
+
+@pytest.mark.parametrize("dtype, step", [(torch.float32, 39), (torch.float64, 321)])
+def test_the_first_nonfinite_loss_is_that_of_the_engines(dtype, step):
+    """Diabetes at twice the bound, w0 = 0: a fact that `test_divergence` holds the engines to."""
+    from tests.training.toy_data import _diabetes
+
+    x, y = (torch.from_numpy(a).to(dtype) for a in _diabetes())
+    model = nn.Linear(10, 1, bias=False, dtype=dtype)
+    nn.init.zeros_(model.weight)
+    optimizer = torch.optim.SGD(model.parameters(), lr=4 / 4.0242107502)
+    off = {"loss_growth": None, "gradient_growth": None}
+    guard = sweep.watch(model, optimizer, divergence=off)
+    failure = descend(model, optimizer, guard, 500, lambda m: (m(x)[:, 0] - y).square().mean() / 2)
+    assert failure["reason"] == "nonfinite_loss" and abs(failure["step"] - step) <= 2
+
+
+def test_an_overflow_of_the_norm_is_seen_before_clipping_hides_it():
+    """Four entries of 1e19 in float32: clip_grad_norm_ makes all gradients 0, silently."""
+    model = nn.Linear(4, 1, bias=False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for clips_first in (False, True):
+        guard = sweep.watch(model, optimizer)
+        model.weight.grad = torch.ones(1, 4)
+        guard.check(1.0)
+        model.weight.grad = torch.full((1, 4), 1e19)
+        if clips_first:
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            assert not model.weight.grad.any()
+            guard.check(1.0)
+        else:
+            with pytest.raises(Diverged) as caught:
+                guard.check(1.0)
+            failure = caught.value.failure
+            assert failure["reason"] == "gradient_explosion"
+            assert failure["grad_norm"] == pytest.approx(2e19)
+
+
+@pytest.mark.parametrize("name", ["first", "second", "third"])
+@pytest.mark.parametrize("how", ["rate", "gradient", "decay", "nan"])
+def test_the_layer_that_was_planted_is_named(name, how):
+    torch.manual_seed(0)
+    model = Planted()
+    planted = getattr(model, name)
+    rest = [p for n, p in model.named_parameters() if not n.startswith((name, "spare"))]
+    own = {"params": list(planted.parameters())}
+    if how == "rate":
+        own["lr"] = 20.0
+    if how == "decay":
+        own["weight_decay"] = 45.0
+    if how == "gradient":
+        planted.weight.register_hook(lambda g: 300 * g)
+    optimizer = torch.optim.SGD([{"params": rest}, own], lr=0.05)
+    guard = sweep.watch(model, optimizer)
+    if how == "nan":
+        planted.weight.register_hook(lambda g: g * math.nan if guard.step == 5 else g)
+    failure = descend(model, optimizer, guard, 800, squared)
+    assert failure["layer"].startswith(f"{name}."), failure
+    if how == "decay":
+        assert "learning_rate below 0.04" in failure["advice"], "at most 2 / 45"
+    if how == "nan":
+        assert failure["step"] == 5 and "nothing grew before it" in failure["advice"]
+
+
+def test_the_weight_that_an_update_broke_is_named():
+    model = Planted()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    guard = sweep.watch(model, optimizer)
+    assert descend(model, optimizer, guard, 5, squared) is None
+    with torch.no_grad():
+        model.second.bias.fill_(math.inf)
+    assert descend(model, optimizer, guard, 1, squared)["layer"] == "second.bias"
+
+
+def test_accumulated_gradients_are_one_update():
+    x, y = batch()
+    whole = Planted()
+    parts = copy.deepcopy(whole)
+    failures = []
+    for model, pieces in ((whole, 1), (parts, 4)):
+        optimizer = torch.optim.SGD(model.parameters(), lr=5.0)
+        guard = sweep.watch(model, optimizer)
+        for _ in range(300):
+            optimizer.zero_grad()
+            loss = 0.0
+            for part, target in zip(x.chunk(pieces), y.chunk(pieces), strict=True):
+                value = (model(part) - target).square().mean() / 2 / pieces
+                value.backward()
+                loss = loss + value.detach()
+            try:
+                guard.check(loss)
+            except Diverged as diverged:
+                failures.append(diverged.failure)
+                break
+            optimizer.step()
+    assert failures[0]["step"] == failures[1]["step"] and len(failures) == 2
+
+
+def test_frozen_and_unused_parameters_do_no_harm():
+    model = Planted()
+    model.first.requires_grad_(False)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.05)
+    assert descend(model, optimizer, sweep.watch(model, optimizer), 50, squared) is None
+    assert model.spare.weight.grad is None
+    model.first.requires_grad_(True)
+    optimizer.add_param_group({"params": model.first.parameters(), "lr": 50.0})
+    failure = descend(model, optimizer, sweep.watch(model, optimizer), 200, squared)
+    assert failure["layer"].startswith("first.")
+
+
+def test_several_optimizers_share_a_guard():
+    model = Planted()
+    optimizers = [
+        torch.optim.Adam(model.first.parameters(), lr=1e-3),
+        torch.optim.SGD(model.second.parameters(), lr=30.0),
+    ]
+    guard = sweep.watch(model, optimizers)
+    with pytest.raises(Diverged) as caught:
+        for _ in range(300):
+            model.zero_grad()
+            loss = squared(model)
+            loss.backward()
+            guard.check(float(loss.detach()))
+            for optimizer in optimizers:
+                optimizer.step()
+    assert caught.value.failure["layer"].startswith("second.")
+    assert "lower learning_rate below" in caught.value.failure["advice"]
+
+
+def test_a_gradient_that_a_grad_scaler_skips_is_no_divergence():
+    model = quadratic(torch.float32)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
+    guard = sweep.watch(model, optimizer, scaler=scaler)
+    scales = []
+    for _ in range(30):
+        optimizer.zero_grad()
+        loss = loss_of(model)
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        guard.check(loss)
+        scaler.step(optimizer)
+        scaler.update()
+        scales.append(scaler.get_scale())
+    assert scales[0] < 2.0**127 and guard.step < 30, "the first gradients overflowed"
+    assert loss.item() < 1e-3
+
+
+def test_a_gradient_that_stays_infinite_under_a_grad_scaler_is_one():
+    model = quadratic(torch.float32)
+    model.weight.grad = torch.full_like(model.weight, math.inf)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    guard = sweep.watch(model, optimizer, scaler=torch.amp.GradScaler("cpu"))
+    for _ in range(MOST_SKIPS):
+        guard.check(1.0)
+    with pytest.raises(Diverged) as caught:
+        guard.check(1.0)
+    assert caught.value.failure["reason"] == "nonfinite_gradient"
+
+
+@pytest.mark.parametrize("search", [None, "strong_wolfe"])
+def test_lbfgs_is_checked_after_its_step(search):
+    model = Planted()
+    optimizer = torch.optim.LBFGS(model.parameters(), lr=1.0, line_search_fn=search)
+    guard = sweep.watch(model, optimizer)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = squared(model)
+        loss.backward()
+        return loss
+
+    for _ in range(20):
+        guard.check(optimizer.step(closure))
+    assert guard.failure is None and closure().item() < 1e-6
+
+
+def test_a_resumed_training_is_watched_as_if_it_had_not_stopped():
+    def fresh():
+        model = quadratic()
+        return model, torch.optim.SGD(model.parameters(), lr=1.1 * 2 / H)
+
+    model, optimizer = fresh()
+    whole = descend(model, optimizer, sweep.watch(model, optimizer), 500)
+    model, optimizer = fresh()
+    guard = sweep.watch(model, optimizer)
+    assert descend(model, optimizer, guard, 20) is None
+    state = json.loads(json.dumps(guard.state_dict()))
+    again = sweep.watch(model, optimizer)
+    again.load_state_dict(state)
+    assert descend(model, optimizer, again, 500) == whole
+    other = Planted()
+    with pytest.raises(RequestError, match="of another model: it has 1 parameter"):
+        sweep.watch(other, torch.optim.SGD(other.parameters(), lr=1.0)).load_state_dict(state)
+
+
+def test_a_diverged_run_keeps_raising_and_its_error_can_be_sent_between_processes():
+    model = quadratic()
+    optimizer = torch.optim.SGD(model.parameters(), lr=9.0)
+    guard = sweep.watch(model, optimizer)
+    failure = descend(model, optimizer, guard, 500)
+    with pytest.raises(Diverged) as caught:
+        guard.check(0.0)
+    copied = pickle.loads(pickle.dumps(caught.value))
+    assert copied.failure == failure and str(copied) == str(caught.value)
+    assert failure["advice"] in str(copied) and json.loads(json.dumps(failure)) == failure
+
+
+NUMBERS = st.floats(allow_nan=True, allow_infinity=True) | st.sampled_from([0.5, 1.0, 20.0, 2e6])
+
+
+@given(
+    st.lists(st.tuples(NUMBERS, st.lists(NUMBERS, min_size=2, max_size=2)), max_size=60),
+    st.sampled_from([None, 5.0, 1e6]),
+    st.integers(1, 5),
+)
+def test_the_judge_finds_what_the_rules_find(rows, growth, patience):
+    """Its shortcut while training is calm changes nothing."""
+    rules = DivergenceSpec(loss_growth=growth, gradient_growth=growth, patience=patience)
+    judge, watch = Judge(2, rules, torch.finfo(torch.float64).max), new_watch(2, torch.float64)
+    for loss, norms in rows:
+        bad = judge.take(loss, [abs(n) for n in norms], (0.1,))
+        peaks = torch.tensor(norms, dtype=torch.float64).abs()
+        norm = torch.tensor(math.hypot(*norms), dtype=torch.float64)
+        value = torch.tensor(loss, dtype=torch.float64)
+        watch = observe(watch, value, norm, peaks, torch.tensor(True), rules)
+        assert bad == bool(watch.code) and judge.step == int(watch.step)
+        if bad:
+            assert judge.watch.code == watch.code
+            assert torch.equal(judge.watch.peaks, watch.peaks)
+            return
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (lambda m: (m, "sgd"), "a str as optimizer; give a torch.optim.Optimizer"),
+        (lambda m: ("net", torch.optim.SGD(m.parameters(), lr=1.0)), "a str; give an nn.Module"),
+        (lambda m: (nn.Linear(1, 1), torch.optim.SGD(m.parameters(), lr=1.0)), "none of the model"),
+    ],
+)
+def test_what_cannot_be_watched_is_refused(arguments, words):
+    with pytest.raises(RequestError, match=words):
+        sweep.watch(*arguments(quadratic()))
+
+
+def test_rules_are_those_of_a_study_file():
+    model = quadratic()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    with pytest.raises(RequestError, match=r"divergence\.patence: unknown key\. Did you mean pat"):
+        sweep.watch(model, optimizer, divergence={"patence": 3})
+    with pytest.raises(RequestError, match="every=0 was given"):
+        sweep.watch(model, optimizer, every=0)
+    with pytest.raises(RequestError, match=r"shape \(3,\); give one number"):
+        sweep.watch(model, optimizer).check(torch.zeros(3))
