@@ -101,7 +101,7 @@ def save_figures(store: Store, study: StoredStudy) -> None:
         write_figure(store, study_id, "cv-curve", figure.to_json())
     if any(map(is_diverged, study.trials)):
         try:
-            figure = stability_figure(stability_map(study))
+            figure = stability_figure(stability_map(study), fixed=False)
         except RequestError:
             return
         if figure is not None:

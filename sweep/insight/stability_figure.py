@@ -33,17 +33,18 @@ SHADES = [
     [0.5, "rgba(128, 128, 128, 0.15)"],
     [1.0, "rgba(213, 94, 0, 0.50)"],
 ]
-STEPS = 48, 32
+STEPS = 40, 24
 PANEL, STRIP = 230, 110
 """Heights, in pixels, of a panel with a lambda axis and of one without."""
 
 
-def stability_figure(drawn: StabilityMap) -> go.Figure | None:
+def stability_figure(drawn: StabilityMap, *, fixed: bool = True) -> go.Figure | None:
     """A panel a regularizer (down) and a clipping (across): trials, probability and bound.
 
     Shaded is the smooth probability of divergence (`smooth_share`), blank where there are too few
     trials to say; the line is the analytic bound. Without a regularizer there is no lambda: trials
     are then spread over the height of a strip. None without trials. For light and dark pages.
+    `fixed`: as high as its panels need, else as the page that shows it says.
     """
     if not drawn.panels:
         return None
@@ -85,13 +86,13 @@ def stability_figure(drawn: StabilityMap) -> go.Figure | None:
     figure.update_xaxes(title="learning_rate", row=len(down))
     figure.update_yaxes(gridcolor=GRID, zeroline=False, showline=False)
     figure.update_layout(
-        title={"text": "Where training explodes, over learning rate and lambda", "x": 0.01},
-        height=sum(tall) + 190,
+        title={"text": "Where training explodes", "x": 0.01},
+        height=sum(tall) + 190 if fixed else None,
         paper_bgcolor="rgba(0, 0, 0, 0)",
         plot_bgcolor="rgba(0, 0, 0, 0)",
         font={"color": TEXT},
         template="none",
-        legend={"orientation": "h", "y": -90 / sum(tall)},
+        legend={"orientation": "h", "y": -90 / sum(tall) if fixed else -0.25},
         margin={"l": 70, "r": 20, "t": 80, "b": 60},
     )
     return figure

@@ -50,7 +50,9 @@ def snapshots(store: Store, name: str) -> Iterator[StoredStudy]:
     wanted = sa.select(rows.directions.c.direction).where(rows.directions.c.study_id == study_id)
     found = read(store.engine, lambda connection: connection.execute(wanted).scalars().all())
     if len(found) > 1:
-        raise RequestError(f"Study {name!r} has {len(found)} objectives; give one with one score.")
+        raise RequestError(
+            f"Study {name!r} has {len(found)} objectives; what is asked here needs one score."
+        )
     maximize = bool(found) and found[0].name == "MAXIMIZE"
     trials: dict[int, FrozenTrial] = {}
     cursor = None
