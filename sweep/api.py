@@ -12,7 +12,9 @@ from sweep.store.connection import shown, storage_url
 if TYPE_CHECKING:
     import pandas as pd
 
+    from sweep.insight.effects import Effects
     from sweep.insight.selection import Candidate
+    from sweep.insight.stored import StoredStudy
     from sweep.insight.summary import Summary
     from sweep.search.status import Observer
 
@@ -33,12 +35,41 @@ class Study:
 
     def summary(self) -> Summary:
         """The best trial and lambda of each regularizer, and whether the folds tell them apart."""
-        from sweep.insight.stored import load_study
         from sweep.insight.summary import summarize
+
+        return summarize(self._stored())
+
+    def path(self) -> pd.DataFrame:
+        """One row a finished trial: regularizer, lambda, score, nonzero, state, mark.
+
+        `mark` is lambda.min or lambda.1se; by regularizer, the best first, then by lambda.
+        """
+        from sweep.insight.path import COLUMNS, lambda_path
+
+        return _records([step.as_dict() for step in lambda_path(self._stored())], COLUMNS)
+
+    def stability_map(self) -> pd.DataFrame:
+        """One row a bin of regularizer, clipping, lambda and learning rate that holds trials.
+
+        How many, how many of them diverged, and the analytic bound where it is known.
+        RequestError where learning rates do not differ.
+        """
+        from sweep.insight.stability import COLUMNS, stability_map
+
+        return _records(stability_map(self._stored()).rows(), COLUMNS)
+
+    def cures(self) -> Effects:
+        """What keeps training stable, and at what cost in score, as `sweep cures` compares it."""
+        from sweep.insight.effects import effects
+
+        return effects(self._stored())
+
+    def _stored(self) -> StoredStudy:
+        from sweep.insight.stored import load_study
         from sweep.store.storage import Store
 
         with Store.open(self.url) as store:
-            return summarize(load_study(store, self.name))
+            return load_study(store, self.name)
 
     def trials(
         self,
@@ -185,3 +216,9 @@ def _frame(rows: queries.Rows) -> pd.DataFrame:
     import pandas as pd
 
     return pd.DataFrame.from_records(rows.rows, columns=rows.columns)
+
+
+def _records(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> pd.DataFrame:
+    import pandas as pd
+
+    return pd.DataFrame.from_records([list(row.values()) for row in rows], columns=list(columns))

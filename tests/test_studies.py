@@ -11,8 +11,12 @@ from typing import Any, NamedTuple
 import pytest
 
 import sweep
+from sweep.insight.cures import UNCLIPPED
+from sweep.insight.stability import stability_map
+from sweep.insight.stored import load_study
 from sweep.search.plan import make_plan
 from sweep.spec import load_spec
+from sweep.store.storage import Store
 from sweep.training.divergence import SPIKE
 
 STUDIES = Path(__file__).resolve().parents[1] / "studies"
@@ -25,6 +29,7 @@ EXPECTED = [
     "digits_mlp.yaml",
     "exploding_rnn.yaml",
     "residual_net.yaml",
+    "stability_map.yaml",
     "table.yaml",
 ]
 START, LAMBDA, STEPS = 100.0, 0.01, 1000
@@ -218,6 +223,23 @@ def shows_residual_net(result: sweep.Result, database: sweep.Database) -> None:
     assert best is not None and best.score < 0.15
 
 
+def shows_stability_map(result: sweep.Result, database: sweep.Database) -> None:
+    """Above the bound everything unclipped explodes, but for l1 that keeps its weights at 0."""
+    with Store.open(result.url) as store:
+        panels = stability_map(load_study(store, result.study)).panels
+    assert len(panels) == 6
+    for panel in panels:
+        if panel.clipping != UNCLIPPED:
+            assert panel.n_diverged == 0
+            continue
+        for point in panel.points:
+            assert point.bound is not None
+            if point.rate < point.bound:
+                assert not point.diverged
+            elif point.rate > 1.02 * point.bound and (panel.regularizer != "l1" or point.lam < 0.1):
+                assert point.diverged
+
+
 def shows_table(result: sweep.Result, database: sweep.Database) -> None:
     """Better than always saying how many are let: the entropy of the labels."""
     plan = make_plan(load_spec(STUDIES / "table.yaml"))
@@ -237,6 +259,7 @@ SHOWS: dict[str, Any] = {
     "digits_mlp.yaml": shows_digits_mlp,
     "exploding_rnn.yaml": shows_exploding_rnn,
     "residual_net.yaml": shows_residual_net,
+    "stability_map.yaml": shows_stability_map,
     "table.yaml": shows_table,
 }
 

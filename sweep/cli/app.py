@@ -12,8 +12,10 @@ import typer
 from typer.exceptions import Abort, Exit, TyperException
 
 from sweep.cli import queries, transfer
+from sweep.cli.cures import cures
 from sweep.cli.diverged import diverged
 from sweep.cli.output import printable
+from sweep.cli.path import path
 from sweep.cli.plan import check, schema
 from sweep.cli.replay import replay
 from sweep.cli.run import run
@@ -66,6 +68,8 @@ for verb in (
     queries.folds,
     diverged,
     queries.best,
+    path,
+    cures,
     queries.sql,
     replay,
     dashboard,

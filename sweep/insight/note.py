@@ -10,10 +10,12 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from sweep.errors import SweepError
+from sweep.errors import RequestError, SweepError
 from sweep.insight.figures import cv_curve
 from sweep.insight.selection import Choice
-from sweep.insight.stored import StoredStudy, snapshots
+from sweep.insight.stability import stability_map
+from sweep.insight.stability_figure import stability_figure
+from sweep.insight.stored import StoredStudy, is_diverged, snapshots
 from sweep.insight.summary import Summary, summarize
 from sweep.insight.words import number, params_text
 from sweep.search.status import Observer, Status
@@ -89,10 +91,21 @@ def save_note(store: Store, study: StoredStudy) -> None:
 
 
 def save_figures(store: Store, study: StoredStudy) -> None:
-    """Writes the study's figures as they should be now, for the dashboard's first page."""
+    """Writes the study's figures as they should be now, for the dashboard's first page.
+
+    The stability map is drawn once a trial has diverged, if learning rates differ.
+    """
+    study_id = store.study_id(study.name)
     figure = cv_curve(study)
     if figure is not None:
-        write_figure(store, store.study_id(study.name), "cv-curve", figure.to_json())
+        write_figure(store, study_id, "cv-curve", figure.to_json())
+    if any(map(is_diverged, study.trials)):
+        try:
+            figure = stability_figure(stability_map(study), fixed=False)
+        except RequestError:
+            return
+        if figure is not None:
+            write_figure(store, study_id, "stability-map", figure.to_json())
 
 
 def with_text(before: str, text: str) -> str:

@@ -77,7 +77,7 @@ def candidates(study: StoredStudy) -> list[Candidate]:
             continue
         if not math.isfinite(trial.value):
             continue
-        regularizer, lam = _penalty(study, trial)
+        regularizer, lam = penalty(study, trial)
         attrs = trial.user_attrs
         folds = tuple(float(score) for score in attrs.get("fold_scores") or ())
         nonzero = attrs.get("nonzero") or None
@@ -103,7 +103,7 @@ def choices(study: StoredStudy) -> list[Choice]:
         by_name.setdefault(candidate.regularizer, []).append(candidate)
     tried: dict[str, list[FrozenTrial]] = {}
     for trial in study.trials:
-        tried.setdefault(_penalty(study, trial)[0], []).append(trial)
+        tried.setdefault(penalty(study, trial)[0], []).append(trial)
     found = []
     for name, trials in tried.items():
         complete = by_name.get(name, [])
@@ -160,15 +160,9 @@ def compare(study: StoredStudy, found: Sequence[Choice]) -> list[Comparison]:
     sign, ratio = _sign(study.direction), test_share(study)
     raw = []
     for other in others:
-        if len(other.fold_scores) != len(winner.fold_scores):
-            continue
-        pairs = zip(other.fold_scores, winner.fold_scores, strict=True)
-        differences = [
-            # What rounding could have made is no difference.
-            0.0 if math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-12) else sign * (a - b)
-            for a, b in pairs
-        ]
-        raw.append((other, *corrected_t_test(differences, ratio)))
+        differences = paired_differences(study.direction, other, winner)
+        if differences is not None:
+            raw.append((other, *corrected_t_test(differences, ratio)))
     adjusted: dict[int, float] = {}
     least = 0.0
     for i, (other, _, p) in enumerate(sorted(raw, key=lambda test: test[2])):
@@ -185,6 +179,20 @@ def compare(study: StoredStudy, found: Sequence[Choice]) -> list[Comparison]:
             within_one_se=sign * (other.score - winner.score) <= (winner.score_se or 0.0),
         )
         for other, se, p in raw
+    ]
+
+
+def paired_differences(
+    direction: str, candidate: Candidate, other: Candidate
+) -> list[float] | None:
+    """How much worse `candidate` is than `other` on each fold; None if these are not the same."""
+    if len(candidate.fold_scores) != len(other.fold_scores):
+        return None
+    sign = _sign(direction)
+    return [
+        # What rounding could have made is no difference.
+        0.0 if math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-12) else sign * (a - b)
+        for a, b in zip(candidate.fold_scores, other.fold_scores, strict=True)
     ]
 
 
@@ -223,7 +231,8 @@ def test_share(study: StoredStudy) -> float:
     return 1 / max(1, folds - 1)
 
 
-def _penalty(study: StoredStudy, trial: FrozenTrial) -> tuple[str, float | None]:
+def penalty(study: StoredStudy, trial: FrozenTrial) -> tuple[str, float | None]:
+    """(regularizer, lambda) of a trial, fixed or varied; no lambda without a regularizer."""
     knobs = {**study.fixed, **trial.params}
     regularizer = str(knobs.get("regularizer") or "none")
     lam = knobs.get("lambda")

@@ -9,6 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 from optuna.trial import FrozenTrial, TrialState
 
+from sweep.errors import RequestError
 from sweep.store import rows
 from sweep.store.connection import read
 from sweep.store.storage import Store
@@ -47,8 +48,12 @@ def snapshots(store: Store, name: str) -> Iterator[StoredStudy]:
     """The study `name` as it is each time the next one is asked for; reads only what is new."""
     study_id = store.study_id(name)
     wanted = sa.select(rows.directions.c.direction).where(rows.directions.c.study_id == study_id)
-    direction = read(store.engine, lambda connection: connection.execute(wanted).scalars().first())
-    maximize = direction is not None and direction.name == "MAXIMIZE"
+    found = read(store.engine, lambda connection: connection.execute(wanted).scalars().all())
+    if len(found) > 1:
+        raise RequestError(
+            f"Study {name!r} has {len(found)} objectives; what is asked here needs one score."
+        )
+    maximize = bool(found) and found[0].name == "MAXIMIZE"
     trials: dict[int, FrozenTrial] = {}
     cursor = None
     while True:

@@ -58,3 +58,8 @@ def conjunction(words: Sequence[str]) -> str:
     if len(words) < 2:
         return "".join(words)
     return f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def counted(n: int, singular: str) -> str:
+    """`1 trial`, `2 trials`."""
+    return f"{n} {singular}" if n == 1 else f"{n} {singular}s"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sweep.errors import RequestError, StudyChangedError
+from sweep.problem.curvature import curvature
 from sweep.problem.prepare import Problem
 from sweep.search.environment import MAX_RUNS, package_versions, this_run
 from sweep.search.space import distributions
@@ -42,6 +43,7 @@ def open_study(
         study_id = store.study_id(name)
         check_unchanged(name, store.study_attrs(study_id), attrs)
         return OpenStudy(study_id, name, resumed=True)
+    attrs |= _known_beforehand(file.spec, problem)
     study_id = store.create_study(name, direction, attrs)
     # Another process may have been first, with another file.
     check_unchanged(name, store.study_attrs(study_id), attrs)
@@ -61,6 +63,14 @@ def attributes(file: StudyFile, problem: Problem) -> dict[str, Any]:
         "score": spec.score_name,
         "versions": package_versions(),
     }
+
+
+def _known_beforehand(spec: StudySpec, problem: Problem) -> dict[str, Any]:
+    """Of least squares the curvature, from which the learning rates that explode follow."""
+    if spec.model.kind != "linear" or problem.kind != "regression":
+        return {}
+    found = curvature(problem)
+    return {} if found is None else {"curvature": found}
 
 
 def _command(file: StudyFile) -> str | None:

@@ -6,7 +6,8 @@ import csv
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,8 +18,6 @@ from sweep.store.connection import connect, parsed, shown, storage_url
 from sweep.store.readonly import Rows
 
 if TYPE_CHECKING:
-    from sqlalchemy.engine import URL
-
     from sweep.store.copying import Copied
 
 SUFFIXES = {
@@ -45,22 +44,32 @@ def export(url: str, study: str, path: Path, *, view: str = "trials", replace: b
         raise RequestError(
             f"{path} has no suffix that says how to write it. Give one of: {', '.join(SUFFIXES)}."
         )
-    _check_target(path, replace, parsed(storage_url(url)))
+    check_target(path, url, "trials.csv", replace=replace)
     if form == "sqlite":
         if view != "trials":
             raise RequestError("A database holds every view: leave the choice of one out.")
         return save_copy(url, study, path).trials
     found = _rows(url, study, view)
     write = {"csv": _write_csv, "json": _write_json, "parquet": _write_parquet}[form]
+    with appearing(path) as part:
+        write(found, part)
+    return len(found)
+
+
+@contextmanager
+def appearing(path: Path) -> Iterator[Path]:
+    """A file to write into that becomes `path` at the end, or nothing does.
+
+    Raises RequestError where it cannot be written.
+    """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        write(found, part)
+        yield part
         os.replace(part, path)
     except OSError as error:
         raise RequestError(f"{path} cannot be written: {error.strerror or error}.") from error
     finally:
         part.unlink(missing_ok=True)
-    return len(found)
 
 
 def save_copy(source: str, study: str, path: Path) -> Copied:
@@ -93,9 +102,14 @@ def _rows(url: str, study: str, view: str) -> Rows:
     return queries.failures(url, study) if view == "failures" else queries.trials(url, study)
 
 
-def _check_target(path: Path, replace: bool, source: URL) -> None:
+def check_target(path: Path, url: str, example: str, *, replace: bool) -> None:
+    """Raises RequestError for a file that is not to be written, and names `example` for a folder.
+
+    One that is there already (unless `replace`), and the study database itself in any case.
+    """
+    source = parsed(storage_url(url))
     if path.is_dir():
-        raise RequestError(f"{path} is a folder. Give a file in it: {path / 'trials.csv'}")
+        raise RequestError(f"{path} is a folder. Give a file in it: {path / example}")
     if not path.parent.is_dir():
         raise RequestError(f"The folder {path.parent} does not exist.")
     if not path.exists():

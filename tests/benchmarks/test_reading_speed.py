@@ -57,6 +57,9 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> str:
         (["trials", "digits", "--where", "state = 'FAIL'", "--sort", "lambda"], 5.0),
         (["sql", "SELECT regularizer, min(score) FROM sweep_trials GROUP BY regularizer"], 5.0),
         (["best", "digits"], 10.0),
+        (["path", "digits"], 10.0),
+        (["path", "digits", "--map"], 10.0),
+        (["cures", "digits"], 10.0),
     ],
     ids=lambda value: " ".join(value[:4]) if isinstance(value, list) else "",
 )
