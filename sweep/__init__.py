@@ -23,10 +23,12 @@ if TYPE_CHECKING:
         StudyChangedError,
         SweepError,
     )
+    from sweep.search.divergence_aware import DivergenceAwareSampler
 
 __all__ = [
     "DataError",
     "Database",
+    "DivergenceAwareSampler",
     "RequestError",
     "Result",
     "SpecError",
@@ -38,14 +40,16 @@ __all__ = [
     "run",
 ]
 
-_OF_API = frozenset({"Database", "Result", "Study", "open", "run"})
+_HOMES = {
+    **dict.fromkeys(("Database", "Result", "Study", "open", "run"), "sweep.api"),
+    "DivergenceAwareSampler": "sweep.search.divergence_aware",
+}
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'sweep' has no attribute {name!r}")
-    home = "sweep.api" if name in _OF_API else "sweep.errors"
-    value = getattr(importlib.import_module(home), name)
+    value = getattr(importlib.import_module(_HOMES.get(name, "sweep.errors")), name)
     globals()[name] = value
     return value
 

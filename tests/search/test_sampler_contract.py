@@ -17,7 +17,8 @@ from optuna.samplers import (
 )
 from optuna.testing.pytest_samplers import BasicSamplerTestCase, RelativeSamplerTestCase
 
-from sweep.search.sampler import SAMPLERS, DivergenceAwareSampler, make_sampler
+from sweep.search.divergence_aware import DivergenceAwareSampler
+from sweep.search.sampler import SAMPLERS, make_sampler
 
 
 def _qmc() -> QMCSampler:
