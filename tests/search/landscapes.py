@@ -7,13 +7,22 @@ better; None where training diverges.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, FloatDistribution
-from optuna.samplers import BaseSampler
+from optuna.exceptions import ExperimentalWarning
+from optuna.samplers import (
+    BaseSampler,
+    CmaEsSampler,
+    GPSampler,
+    QMCSampler,
+    RandomSampler,
+    TPESampler,
+)
 from optuna.trial import FrozenTrial, TrialState
 from sklearn.datasets import load_breast_cancer
 from sklearn.preprocessing import scale
@@ -97,21 +106,46 @@ def _cancer() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     return scale(x), 2.0 * y - 1
 
 
-def search(
-    landscape: Landscape, sampler: BaseSampler, *, trials: int = 96, at_once: int = 8
-) -> list[FrozenTrial]:
-    """A plain Optuna study: `at_once` trials are asked, then all of them are told."""
-    study = optuna.create_study(sampler=sampler)
+def _sobol(seed: int) -> QMCSampler:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        return QMCSampler(seed=seed, scramble=True, warn_independent_sampling=False)
+
+
+PLAIN: dict[str, Callable[[int], BaseSampler]] = {
+    "tpe": lambda seed: TPESampler(seed=seed),
+    "random": lambda seed: RandomSampler(seed=seed),
+    "qmc": _sobol,
+    "gp": lambda seed: GPSampler(seed=seed, warn_independent_sampling=False),
+    "cmaes": lambda seed: CmaEsSampler(seed=seed, warn_independent_sampling=False),
+}
+"""Optuna's own samplers, by seed."""
+
+
+def searches(
+    landscape: Landscape, samplers: Sequence[BaseSampler], *, trials: int = 96, at_once: int = 8
+) -> list[list[FrozenTrial]]:
+    """Plain Optuna studies side by side, one a sampler: each asks `at_once` trials, all of them
+    are scored together, and each study is told its own.
+    """
+    studies = [optuna.create_study(sampler=sampler) for sampler in samplers]
     for _ in range(0, trials, at_once):
-        asked = [study.ask(landscape.space) for _ in range(at_once)]
-        scores = landscape.scores([trial.params for trial in asked])
-        for trial, score in zip(asked, scores, strict=True):
+        asked = [(s, s.ask(landscape.space)) for s in studies for _ in range(at_once)]
+        scores = landscape.scores([trial.params for _, trial in asked])
+        for (study, trial), score in zip(asked, scores, strict=True):
             if score is None:
                 trial.set_user_attr("failure", {"kind": "divergence"})
                 study.tell(trial, state=TrialState.FAIL)
             else:
                 study.tell(trial, score)
-    return study.get_trials(deepcopy=False)
+    return [study.get_trials(deepcopy=False) for study in studies]
+
+
+def search(
+    landscape: Landscape, sampler: BaseSampler, *, trials: int = 96, at_once: int = 8
+) -> list[FrozenTrial]:
+    """One such study."""
+    return searches(landscape, [sampler], trials=trials, at_once=at_once)[0]
 
 
 class Found(NamedTuple):
