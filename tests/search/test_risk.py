@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -168,16 +167,17 @@ def test_what_is_enqueued_counts_as_it_will_run() -> None:
 
 
 def test_redrawing_leaves_the_generations_of_cmaes_as_they_are() -> None:
-    def generations(wrapped: bool) -> list[Any]:
-        sampler: BaseSampler = CmaEsSampler(seed=0, popsize=6)
-        if wrapped:
-            sampler = DivergenceAwareSampler(sampler, model=Constant(0.5))
-        trials = search(DecayedLogistic(), sampler, trials=60, at_once=1)
-        of = [t.system_attrs.get("cma:generation") for t in trials if t.value is not None]
-        return sorted(Counter(of[10:]).items())
-
-    whole = [n for _, n in generations(True)]
-    assert set(whole[:-1]) == {6} == set([n for _, n in generations(False)][:-1])
+    """Each has `popsize` trials and is told once, before the next one is drawn."""
+    space: dict[str, BaseDistribution] = {c: FloatDistribution(0, 1) for c in "ab"}
+    inner = CmaEsSampler(seed=0, popsize=6)
+    study = optuna.create_study(sampler=DivergenceAwareSampler(inner, model=Constant(0.5)))
+    for _ in range(1 + 5 * 6):
+        trial = study.ask(space)
+        study.tell(trial, sum(trial.params.values()))
+    drawn = study.trials[1:]
+    assert [t.system_attrs["cma:generation"] for t in drawn] == [i // 6 for i in range(30)]
+    told = [i for i, t in enumerate(drawn) if "cma:optimizer:0" in t.system_attrs]
+    assert told == [6, 12, 18, 24]
 
 
 def test_of_a_quasi_random_sequence_points_are_left_out_and_their_order_kept() -> None:
