@@ -28,11 +28,13 @@ if TYPE_CHECKING:
         SweepError,
     )
     from sweep.guard import watch
+    from sweep.search.divergence_aware import DivergenceAwareSampler
 
 __all__ = [
     "DataError",
     "Database",
     "Diverged",
+    "DivergenceAwareSampler",
     "RequestError",
     "Result",
     "SpecError",
@@ -48,6 +50,7 @@ __all__ = [
 _HOMES = {
     **dict.fromkeys(("Database", "Result", "Study", "open", "run"), "sweep.api"),
     "watch": "sweep.guard",
+    "DivergenceAwareSampler": "sweep.search.divergence_aware",
 }
 
 

@@ -34,19 +34,20 @@ def curvature(problem: Problem) -> dict[str, list[float]] | None:
         if problem.weights is not None:
             c = problem.weights.double().numpy()
             c = c / c[fold.train].mean()
-        gram = _gram(problem.x_of(k).flatten(start_dim=1), c, fold.train)
+        gram = _gram(problem.x_of(k), n_features, c, fold.train)
         found["weights"].append(float(np.linalg.eigvalsh(gram[:-1, :-1])[-1]))
         found["with_bias"].append(float(np.linalg.eigvalsh(gram)[-1]))
     return found
 
 
-def _gram(x: Any, c: NDArray[np.float64], rows: NDArray[np.int64]) -> NDArray[np.float64]:
+def _gram(
+    x: Any, size: int, c: NDArray[np.float64], rows: NDArray[np.int64]
+) -> NDArray[np.float64]:
     """[X 1]' diag(c) [X 1] / n over these rows, in float64 without a copy of all of them."""
-    size = int(x.shape[1]) + 1
     total = np.zeros((size, size))
     for start in range(0, len(rows), ROWS_AT_ONCE):
         some = rows[start : start + ROWS_AT_ONCE]
         part = np.ones((len(some), size))
-        part[:, :-1] = x[some].double().numpy()
+        part[:, :-1] = x[some].flatten(start_dim=1).double().numpy()
         total += part.T @ (part * c[some, None])
     return total / len(rows)

@@ -36,6 +36,11 @@ def grid_size(space: Mapping[str, BaseDistribution]) -> int:
     return Grid(space).size
 
 
+def is_without_effect(trial: Mapping[str, Any], name: str) -> bool:
+    """Whether the trial would be the same whatever its value of this knob."""
+    return name in _OF_A_REGULARIZER and trial.get("regularizer") == "none"
+
+
 class Grid:
     """The trials of a grid search: the enqueued ones, then every cell they left, shuffled.
 
@@ -101,9 +106,9 @@ class Grid:
         for block in self._blocks:
             index = 0
             for name, values in block.items():
-                if trial[name] not in values and not _is_without_effect(trial, name):
+                if trial[name] not in values and not is_without_effect(trial, name):
                     break
-                place = 0 if _is_without_effect(trial, name) else values.index(trial[name])
+                place = 0 if is_without_effect(trial, name) else values.index(trial[name])
                 index = index * len(values) + place
             else:
                 return offset + index
@@ -143,10 +148,6 @@ def _blocks(values: Mapping[str, Sequence[Any]]) -> list[dict[str, Sequence[Any]
 
 def _n_cells(block: Mapping[str, Sequence[Any]]) -> int:
     return math.prod(len(values) for values in block.values())
-
-
-def _is_without_effect(trial: Mapping[str, Any], name: str) -> bool:
-    return name in _OF_A_REGULARIZER and trial.get("regularizer") == "none"
 
 
 def _complete(

@@ -20,9 +20,11 @@ from optuna.samplers import BaseSampler
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from sweep.search.grid import Grid
+from sweep.search.divergence_aware import DivergenceAwareSampler
+from sweep.search.grid import Grid, is_without_effect
 from sweep.search.pruning import Pruning
-from sweep.search.sampler import CellSampler, DivergenceAwareSampler, make_sampler
+from sweep.search.risk import RiskModel
+from sweep.search.sampler import CellSampler, make_sampler
 from sweep.search.window import Window
 from sweep.spec.knobs import encode_choice
 
@@ -64,6 +66,7 @@ class Mirror:
         self._space = dict(sorted(space.items()))
         self._sampler = sampler
         self._seed = seed
+        self._model = RiskModel(is_without_effect)
         self._concurrency = concurrency
         self._enqueue = [
             {name: _as_stored(self._space[name], value) for name, value in trial.items()}
@@ -219,9 +222,16 @@ class Mirror:
 
     def _sampler_of(self, number: int) -> BaseSampler:
         if self._grid is None:
-            return make_sampler(self._sampler, seed=self._seed, space=self._space, number=number)
+            return make_sampler(
+                self._sampler,
+                seed=self._seed,
+                space=self._space,
+                number=number,
+                model=self._model,
+            )
         cell = self._grid.trial(number % self._grid.n_trials)
-        return DivergenceAwareSampler(CellSampler(cell, self._seed), relative=self._space)
+        inner = CellSampler(cell, self._seed)
+        return DivergenceAwareSampler(inner, relative=self._space, redraws=0)
 
     def _insert(self, trial: FrozenTrial) -> None:
         """Into its place by number; a result takes the place of the running trial."""

@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from sweep.search.sampler import SAMPLERS
 
 LEARNING = ("tpe", "gp", "cmaes")
-"""The samplers that learn from results; the others try what they would try anyway."""
+"""The samplers that learn from scores; of the others, all but the grid learn from divergence."""
 
 RANGES: dict[str, BaseDistribution] = {
     "learning_rate": FloatDistribution(1e-3, 10, log=True),

@@ -18,8 +18,9 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from sweep.errors import RequestError
+from sweep.search.divergence_aware import DivergenceAwareSampler, View
 from sweep.search.mirror import Mirror
-from sweep.search.sampler import SAMPLERS, DivergenceAwareSampler, make_sampler
+from sweep.search.sampler import SAMPLERS, make_sampler
 from sweep.search.window import Window
 from tests.search.cases import LEARNING, SPACES, finished, score
 
@@ -154,7 +155,8 @@ def test_the_view_shows_divergence_as_the_worst_of_all(name: str, direction: str
     sampler = make_sampler(name, seed=0, space=SPACES[name], number=20)
     assert isinstance(sampler, DivergenceAwareSampler)
     window = Window("t", DIRECTIONS[direction])
-    view = sampler._view(window.study(trials, trials[0], sampler, NopPruner()))
+    real = window.study(trials, trials[0], sampler, NopPruner())
+    view = View(real, sampler.shown).study(sampler.inner)
     worst = sign * max(sign * t.value for t in trials if t.state is TrialState.COMPLETE)
     n_diverged = 0
     for stored, shown in zip(trials, view.get_trials(), strict=True):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import pytest
+from optuna.distributions import BaseDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import (
     BaseSampler,
@@ -15,9 +17,13 @@ from optuna.samplers import (
     RandomSampler,
     TPESampler,
 )
+from optuna.search_space import intersection_search_space
 from optuna.testing.pytest_samplers import BasicSamplerTestCase, RelativeSamplerTestCase
+from optuna.trial import FrozenTrial
 
-from sweep.search.sampler import SAMPLERS, DivergenceAwareSampler, make_sampler
+from sweep.search.divergence_aware import DivergenceAwareSampler
+from sweep.search.risk import Risk, RiskModel
+from sweep.search.sampler import SAMPLERS, make_sampler
 
 
 def _qmc() -> QMCSampler:
@@ -49,6 +55,39 @@ class TestRelativeWrapper(RelativeSamplerTestCase):
     @pytest.fixture
     def sampler(self, name: str) -> Callable[[], BaseSampler]:
         return lambda: DivergenceAwareSampler(INNER[name]())
+
+
+class Doubt(RiskModel):
+    """Says of every candidate that it diverges as likely as not, from the first trial on."""
+
+    def of(self, study: str, trials: Sequence[FrozenTrial]) -> Risk:
+        return _Even(intersection_search_space(list(trials), include_pruned=True))
+
+
+class _Even(Risk):
+    def __init__(self, space: dict[str, BaseDistribution]) -> None:
+        self.space = space
+
+    def __call__(self, params: Mapping[str, Any]) -> float:
+        return 0.5
+
+
+def _doubting(name: str) -> Callable[[], BaseSampler]:
+    return lambda: DivergenceAwareSampler(INNER[name](), model=Doubt(), redraws=3)
+
+
+@pytest.mark.parametrize("name", [n for n in INNER if n != "gp"])
+class TestRedrawing(BasicSamplerTestCase):
+    @pytest.fixture
+    def sampler(self, name: str) -> Callable[[], BaseSampler]:
+        return _doubting(name)
+
+
+@pytest.mark.parametrize("name", RELATIVE)
+class TestRelativeRedrawing(RelativeSamplerTestCase):
+    @pytest.fixture
+    def sampler(self, name: str) -> Callable[[], BaseSampler]:
+        return _doubting(name)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)

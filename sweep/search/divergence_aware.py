@@ -1,0 +1,275 @@
+"""Optuna's samplers, taught by the trials that diverged."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Container, Mapping, Sequence
+from typing import Any, Literal, cast
+
+import numpy as np
+from optuna import Study, load_study
+from optuna.distributions import BaseDistribution
+from optuna.pruners import NopPruner
+from optuna.samplers import (
+    BaseSampler,
+    BruteForceSampler,
+    CmaEsSampler,
+    GPSampler,
+    GridSampler,
+    TPESampler,
+)
+from optuna.storages import BaseStorage
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from sweep.search.risk import Risk, RiskModel, has_diverged
+
+Shown = Literal["pruned", "worst", "hidden"]
+
+REDRAWS = 16
+"""How often a candidate is drawn again at most."""
+CAUTION = 4
+"""A candidate is taken with the chance that so many trials like it would all not diverge."""
+FLOOR = 0.02
+"""The least chance of a candidate, however likely it is to diverge."""
+
+
+class DivergenceAwareSampler(BaseSampler):
+    """Asks `inner`, which learns from diverged trials; the study keeps them FAIL.
+
+    A trial has diverged if it is FAIL and its user attribute `failure` is a mapping with
+    `kind: divergence`. Optuna's samplers ignore FAIL, so they return to a diverging region again
+    and again. Here two things are done about it.
+
+    1. The inner sampler looks at the study through a view in which a diverged trial is
+
+       - `pruned`: PRUNED before its first step at the worst infinity, the last of all in the
+         order by which TPE splits good from bad;
+       - `worst`: COMPLETE at the worst finite value so far, and absent while there is none, for
+         samplers that fit values (GP, CMA-ES);
+       - `hidden`: FAIL, as it is, for samplers that ignore history.
+
+       `shown` follows from the type of `inner` unless given.
+
+    2. Once trials have diverged and others have not, a candidate x with probability p(x) of
+       diverging (`Risk`) is taken with probability max(0.02, (1 - p(x))^4), else the inner sampler
+       draws again, at most `redraws` times; after that the least likely to diverge is taken. So
+       nothing is ruled out, and the boundary, where the best learning rates are, stays in play.
+       Only knobs that all trials have count.
+
+       Samplers that list what they try (grid, brute force) are never asked again: 0 redraws. A
+       quasi-random sequence loses the points that are rejected, and with them its evenness; what
+       is taken fills the region that does not diverge (Zhu and Dick 2014,
+       doi:10.1214/14-EJS898).
+
+    The same `seed`, inner sampler and trials give the same choice. `relative` is the search space
+    to sample jointly when it is known beforehand; otherwise the inner sampler infers it. What the
+    inner sampler writes (its own attributes of a trial) goes to the study, for the candidate that
+    is taken. `model` is shared by samplers of the same study.
+    """
+
+    def __init__(
+        self,
+        inner: BaseSampler,
+        *,
+        seed: int = 0,
+        redraws: int | None = None,
+        shown: Shown | None = None,
+        relative: Mapping[str, BaseDistribution] | None = None,
+        model: RiskModel | None = None,
+    ) -> None:
+        self.inner = inner
+        self.seed = seed
+        self.redraws = _default_redraws(inner) if redraws is None else redraws
+        self.shown: Shown = shown or _default_shown(inner)
+        self.relative = relative
+        self.model = model or RiskModel()
+
+    def __str__(self) -> str:
+        return f"DivergenceAwareSampler({self.inner})"
+
+    def infer_relative_search_space(
+        self, study: Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        view = View(study, self.shown)
+        space = self._inner_space(view, trial)
+        risk = self._risk(view)
+        return space if risk is None else {**risk.space, **space}
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        view = View(study, self.shown)
+        risk = self._risk(view)
+        if risk is None:
+            drawn = self.inner.sample_relative(view.study(self.inner), trial, search_space)
+            view.write(trial)
+            return drawn
+        inner_space = self._inner_space(view, trial)
+        joint = {name: dist for name, dist in search_space.items() if name in inner_space}
+        # An enqueued trial runs with these, whatever is drawn.
+        fixed = trial.system_attrs.get("fixed_params", {})
+        rng = np.random.default_rng([self.seed, trial.number])
+        least, taken, notes = math.inf, {}, {}
+        for _ in range(1 + self.redraws):
+            view.notes = {}
+            drawn = self._draw(view.study(self.inner), trial, joint, search_space)
+            probability = risk({**drawn, **fixed})
+            is_taken = rng.uniform() < max(FLOOR, (1 - probability) ** CAUTION)
+            if is_taken or probability < least:
+                least, taken, notes = probability, drawn, view.notes
+            if is_taken:
+                break
+        view.notes = notes
+        view.write(trial)
+        return taken
+
+    def sample_independent(
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
+    ) -> Any:
+        view = View(study, self.shown)
+        value = self.inner.sample_independent(
+            view.study(self.inner), trial, param_name, param_distribution
+        )
+        view.write(trial)
+        return value
+
+    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
+        self.inner.before_trial(study, trial)
+
+    def after_trial(
+        self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
+    ) -> None:
+        self.inner.after_trial(study, trial, state, values)
+
+    def reseed_rng(self) -> None:
+        self.inner.reseed_rng()
+
+    def _inner_space(self, view: View, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        if self.relative is not None:
+            return dict(self.relative)
+        return self.inner.infer_relative_search_space(view.study(self.inner), trial)
+
+    def _draw(
+        self,
+        seen: Study,
+        trial: FrozenTrial,
+        joint: dict[str, BaseDistribution],
+        space: Mapping[str, BaseDistribution],
+    ) -> dict[str, Any]:
+        """A candidate: `joint` as the inner sampler draws it, what that leaves one by one."""
+        drawn = dict(self.inner.sample_relative(seen, trial, joint))
+        for name, dist in space.items():
+            if name not in drawn:
+                drawn[name] = self.inner.sample_independent(seen, trial, name, dist)
+        return drawn
+
+    def _risk(self, view: View) -> Risk | None:
+        return self.model.of(view.real.study_name, view.trials) if self.redraws else None
+
+
+class View:
+    """A study's storage as of now, with its diverged trials shown as bad ones.
+
+    What is written about a trial waits in `notes`.
+    """
+
+    def __init__(self, study: Study, shown: Shown) -> None:
+        self.real = study
+        self.trials = study.get_trials(deepcopy=False)
+        self.notes: dict[str, Any] = {}
+        # The one private name used: Optuna has no other way from a study to its storage.
+        self._storage = study._storage
+        self._as_shown = shown
+        self._shown: list[FrozenTrial] | None = None
+        self._study: Study | None = None
+
+    def study(self, sampler: BaseSampler) -> Study:
+        """The study that `sampler` looks at. A study remembers the trials that it was shown."""
+        if self._study is None:
+            self._study = load_study(
+                study_name=self.real.study_name,
+                storage=cast(BaseStorage, self),
+                sampler=sampler,
+                pruner=NopPruner(),
+            )
+        return self._study
+
+    def write(self, trial: FrozenTrial) -> None:
+        """Writes the notes to the study itself."""
+        for key, value in self.notes.items():
+            self._storage.set_trial_system_attr(trial._trial_id, key, value)
+
+    def _show(self) -> list[FrozenTrial]:
+        if self._as_shown == "hidden" or len(self.real.directions) > 1:
+            return self.trials
+        sign = 1.0 if self.real.direction == StudyDirection.MINIMIZE else -1.0
+        if self._as_shown == "pruned":
+            state, value = TrialState.PRUNED, sign * math.inf
+        else:
+            finite = [sign * v for t in self.trials if (v := _finite(t)) is not None]
+            if not finite:
+                return self.trials
+            state, value = TrialState.COMPLETE, sign * max(finite)
+        return [_as(t, state, value) if has_diverged(t) else t for t in self.trials]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._storage, name)
+
+    def get_study_id_from_name(self, study_name: str) -> int:
+        return self.real._study_id
+
+    def get_study_directions(self, study_id: int) -> list[StudyDirection]:
+        return self.real.directions
+
+    def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
+        self.notes[key] = value
+
+    def get_all_trials(
+        self,
+        study_id: int,
+        deepcopy: bool = True,
+        states: Container[TrialState] | None = None,
+    ) -> list[FrozenTrial]:
+        if self._shown is None:
+            self._shown = self._show()
+        trials = [t for t in self._shown if states is None or t.state in states]
+        return copy.deepcopy(trials) if deepcopy else trials
+
+
+def _finite(trial: FrozenTrial) -> float | None:
+    if trial.state is not TrialState.COMPLETE or trial.value is None:
+        return None
+    return trial.value if math.isfinite(trial.value) else None
+
+
+def _as(trial: FrozenTrial, state: TrialState, value: float) -> FrozenTrial:
+    return FrozenTrial(
+        number=trial.number,
+        state=state,
+        value=value,
+        datetime_start=trial.datetime_start,
+        datetime_complete=trial.datetime_complete,
+        params=trial.params,
+        distributions=trial.distributions,
+        user_attrs=trial.user_attrs,
+        system_attrs=trial.system_attrs,
+        # TPE ranks pruned trials by how far they came: no diverged one may profit from its steps.
+        intermediate_values={},
+        trial_id=trial._trial_id,
+    )
+
+
+def _default_shown(inner: BaseSampler) -> Shown:
+    if isinstance(inner, TPESampler):
+        return "pruned"
+    return "worst" if isinstance(inner, GPSampler | CmaEsSampler) else "hidden"
+
+
+def _default_redraws(inner: BaseSampler) -> int:
+    return 0 if isinstance(inner, GridSampler | BruteForceSampler) else REDRAWS
