@@ -9,18 +9,22 @@ from torch.optim import lr_scheduler
 from sweep.problem.regularizers import L1
 from sweep.spec import load_spec
 from sweep.training.batches import BatchOrders
+from sweep.training.clipping import Clips, clip, clip_in_place
 from sweep.training.member import Member, learning_rate_at, make_plan
 from sweep.training.optimizers import (
-    clip,
+    Rule,
     make_torch_optimizer,
     new_moments,
     numbers,
     proximal_step,
+    rule_of,
     update,
 )
 
 from .test_engines_agree import CLIPPING, OPTIMIZERS
 from .trials import BASE, experiment, merge
+
+NONE, ALL = Clips(*[False] * 4), Clips(*[True] * 4)
 
 
 def setting_of(**train):
@@ -42,17 +46,15 @@ def test_update_is_torchs_own(optimizer, clipping, has_prox):
         return penalty.prox(u, step)
 
     parameters = {n: p.detach().clone() for n, p in module.named_parameters()}
-    moments = new_moments(parameters, setting.optimizer)
+    moments = new_moments(parameters, setting.optimizer, ALL)
     values = numbers(setting, torch.float64)
     optim = make_torch_optimizer(module, setting, names)
+    norms_seen = []
     for step in range(7):
         gradient = {n: torch.randn_like(p) * (1 + step) for n, p in parameters.items()}
         for name, p in module.named_parameters():
             p.grad = gradient[name].clone()
-        if setting.clip_value is not None:
-            nn.utils.clip_grad_value_(module.parameters(), setting.clip_value)
-        if setting.clip_norm is not None:
-            nn.utils.clip_grad_norm_(module.parameters(), setting.clip_norm)
+        clip_in_place(module.parameters(), setting, norms_seen)
         rate = 0.1 / (1 + step)
         for group in optim.param_groups:
             group["lr"] = rate
@@ -61,13 +63,12 @@ def test_update_is_torchs_own(optimizer, clipping, has_prox):
             proximal_step(optim, module, setting, names, prox)
 
         norm = torch.stack([g.square().sum() for g in gradient.values()]).sum().sqrt()
-        clipped = clip(gradient, norm, values, by_value=True, by_norm=True)
+        clipped, norms = clip(gradient, norm, moments.norms, values.clip, ALL)
         parameters, moments = update(
-            setting.optimizer,
-            setting.nesterov,
+            rule_of(setting),
             parameters,
             clipped,
-            moments,
+            moments._replace(norms=norms),
             torch.tensor(rate, dtype=torch.float64),
             values,
             names,
@@ -83,13 +84,13 @@ def test_proximal_heavy_ball_is_heavy_ball_on_the_iterates():
     values, lr = numbers(setting, torch.float64), torch.tensor(0.1, dtype=torch.float64)
     penalty = L1(torch.tensor(0.3, dtype=torch.float64))
     w = torch.randn(20, dtype=torch.float64)
-    parameters, moments, before = {"w": w}, new_moments({"w": w}, "sgd"), w
+    parameters, moments, before = {"w": w}, new_moments({"w": w}, "sgd", NONE), w
     for _ in range(10):
         g = torch.randn_like(w)
         u = w - lr * g + 0.9 * (w - before)
         before, w = w, penalty.prox(u, lr)
         parameters, moments = update(
-            "sgd", False, parameters, {"w": g}, moments, lr, values, ["w"],
+            Rule("sgd", False, False), parameters, {"w": g}, moments, lr, values, ["w"],
             lambda name, u, step: penalty.prox(u, step),
         )  # fmt: skip
         torch.testing.assert_close(parameters["w"], w, rtol=1e-12, atol=1e-12)
