@@ -96,6 +96,52 @@ def test_proximal_heavy_ball_is_heavy_ball_on_the_iterates():
         torch.testing.assert_close(parameters["w"], w, rtol=1e-12, atol=1e-12)
 
 
+def steps_of(setting, gradients, w):
+    """w before and after each update along these gradients."""
+    moments, values = new_moments({"w": w}, setting.optimizer, NONE), numbers(setting, w.dtype)
+    path = [w]
+    for g in gradients:
+        new, moments = update(
+            rule_of(setting), {"w": path[-1]}, {"w": g}, moments,
+            torch.tensor(setting.learning_rate, dtype=w.dtype), values, ["w"], None,
+        )  # fmt: skip
+        path.append(new["w"])
+    return path
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_a_normalised_step_has_the_learning_rates_length_whatever_the_gradients(dtype):
+    """Hazan et al. (2015). In float32 the square of 1e30 has no place; the step has."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = [1e-3, 1.0, 1e4, 1e30]
+    gradients = [torch.randn(5, generator=generator, dtype=dtype) * size for size in sizes]
+    w = torch.zeros(5, dtype=dtype)
+    path = steps_of(setting_of(optimizer="normalized_sgd"), gradients, w)
+    for before, after, g in zip(path, path[1:], gradients, strict=False):
+        assert float((after - before).norm()) == pytest.approx(0.1, rel=2e-5)
+        assert float(torch.cosine_similarity(before - after, g / g.abs().max(), dim=0)) > 0.9999
+
+
+def test_decoupled_decay_shrinks_weights_beside_the_step():
+    """w <- (1 - lr * decay) * w - lr * m, the momentum m of the loss's gradient alone."""
+    setting = setting_of(momentum=0.9, weight_decay=0.5, decoupled_weight_decay=True)
+    gradients = [torch.randn(4, dtype=torch.float64) for _ in range(6)]
+    w = torch.randn(4, dtype=torch.float64)
+    m = torch.zeros(4, dtype=torch.float64)
+    path = steps_of(setting, gradients, w)
+    for g, found in zip(gradients, path[1:], strict=True):
+        m = 0.9 * m + g
+        w = (1 - 0.1 * 0.5) * w - 0.1 * m
+        torch.testing.assert_close(found, w)
+
+
+def test_adam_with_decoupled_decay_is_adamw():
+    decay = {"weight_decay": 0.01}
+    decoupled = setting_of(optimizer="adam", decoupled_weight_decay=True, **decay)
+    assert decoupled == setting_of(optimizer="adamw", **decay)
+    assert decoupled != setting_of(optimizer="adam", **decay)
+
+
 def plan_of(setting, **changes):
     exp = experiment(merge(BASE, **changes))
     return exp, make_plan(exp.problem, exp.spec, Member(0, 0, setting), rows_interact=False)
