@@ -66,11 +66,7 @@ def _projector(m: Float[Tensor, "n m"]) -> Float[Tensor, "n n"]:
     m = m / torch.where(largest > 0, largest, 1.0)
     gram = m @ m.mT
     for _ in range(SQUARINGS):
-        gram = gram / _trace(gram)
-        gram = gram @ gram
-    return gram / _trace(gram)
-
-
-def _trace(gram: Tensor) -> Float[Tensor, ""]:
-    trace = gram.diagonal().sum()
-    return torch.where(trace == 0, 1.0, trace)
+        # The trace of the square.
+        size = gram.square().sum()
+        gram = gram @ gram / torch.where(size == 0, 1.0, size)
+    return gram

@@ -108,12 +108,12 @@ def test_decoupled_decay_under_momentum_ends_at_a_weaker_ridge(decoupled, lam):
     np.testing.assert_allclose(results[0].fold_scores, expected, rtol=1e-7)
 
 
-def _scikit_learn(model):
+def _scikit_learn(made):
     x, y = load_diabetes(return_X_y=True)
     scores, nonzero = [], []
     for fit, test in KFold(5, shuffle=True, random_state=0).split(x):
-        model = model(len(fit)) if callable(model) else model
         mean, scale, centre, spread = x[fit].mean(0), x[fit].std(0), y[fit].mean(), y[fit].std()
+        model = made(len(fit)) if callable(made) else made
         model.fit((x[fit] - mean) / scale, (y[fit] - centre) / spread)
         error = (y[test] - centre) / spread - model.predict((x[test] - mean) / scale)
         scores.append(np.mean(error**2))
