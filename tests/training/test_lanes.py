@@ -128,7 +128,12 @@ COMPILED = {
 }
 
 
-@pytest.mark.parametrize("case", COMPILED)
+SLOW = ("every cure",)
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in COMPILED]
+)
 def test_a_compiled_step_changes_no_result(case):
     exp = experiment({**BASE, **COMPILED[case]})
     penalties = COMPILED[case].get("regularizer", {"choices": ["none"]})["choices"]
