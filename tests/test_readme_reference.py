@@ -22,10 +22,19 @@ from sweep.search.pruning import PRUNERS
 from sweep.search.sampler import SAMPLERS
 from sweep.spec import models
 from sweep.spec.setting import EarlyStopping, StepSchedule
-from sweep.spec.study import DataSpec, DivergenceSpec, FoldsSpec, StudySpec, TrainSpec
+from sweep.spec.study import (
+    BuiltInRegularizer,
+    DataSpec,
+    DivergenceSpec,
+    FoldsSpec,
+    Optimizer,
+    StudySpec,
+    TrainSpec,
+)
 from sweep.store.claims import LEASE_SECONDS, MAX_ATTEMPTS
 from sweep.store.connection import RESTART_SECONDS
 from sweep.store.views import HEAD, TAIL
+from sweep.training.clipping import HISTORY
 from sweep.training.divergence import (
     ABOVE_FIRST,
     BELOW_FIRST,
@@ -130,6 +139,13 @@ def test_the_words_that_a_model_knob_takes_are_listed() -> None:
         assert word in text
 
 
+def test_every_regularizer_and_optimizer_is_explained() -> None:
+    text = section("Regularizers")
+    assert set(get_args(BuiltInRegularizer)) <= {n for row in rows(text) for n in code(row[0])}
+    steps = {name for row in rows(text) for name in row[0].split(", ")}
+    assert set(get_args(Optimizer)) <= steps
+
+
 def test_every_kind_of_fold_sampler_pruner_and_source_is_listed() -> None:
     (literal, _) = get_args(FoldsSpec.model_fields["kind"].annotation)
     assert set(get_args(literal)) <= code(section("Folds"))
@@ -153,6 +169,7 @@ def test_numbers_in_the_text_are_those_in_the_code() -> None:
     assert f"between {BELOW_FIRST} and {ABOVE_FIRST:g} times" in README
     assert f"the last {RECORD} steps" in README
     assert f"p < {SIGNIFICANT}" in README
+    assert f"of the last {HISTORY:,} updates at most" in README
     assert f"more than {MAX_LEVELS:,} different texts" in README
     assert f"at least {WORTH_SECONDS:.0f} seconds of eager training" in README
     assert f"noticed after {LEASE_SECONDS:.0f} seconds" in README

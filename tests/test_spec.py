@@ -166,6 +166,12 @@ REFUSALS = {
     "train.batch_size=all": ["train.batch_size: 'all'", "full"],
     "train.momentum=1": ["train.momentum: 1", "below 1"],
     "train.nesterov=true": ["nesterov needs train.momentum above 0"],
+    "train.clip_percentile=101": ["train.clip_percentile: 101", "at most 100"],
+    "train.clip_layer=0": ["train.clip_layer: 0", "above 0"],
+    "train.clip_persentile=5": ["Did you mean clip_percentile?"],
+    "train.optimizer=normalised_sgd": ["Did you mean normalized_sgd?"],
+    "regularizer=spectre": ["Did you mean spectral?"],
+    "regularizer=vanishing": ["vanishing needs model.kind rnn, not mlp"],
     "train.nesterov=yes": ["true or false"],
     "train.early_stopping=true": ["a mapping of keys", "patience"],
     "train=3": ["train: 3 was given", "learning_rate"],
@@ -211,6 +217,19 @@ def test_a_refusal_names_key_value_and_what_is_allowed(override: str) -> None:
 def test_task_and_folds_must_agree() -> None:
     sentence = refusal("task=regression", "cross_validation.kind=stratified")
     assert "stratified needs task classification; use kfold" in sentence
+
+
+def test_decay_that_is_not_there_cannot_be_decoupled() -> None:
+    sentence = refusal("train.decoupled_weight_decay=true", "regularizer=l1")
+    assert "train.weight_decay is 0 and regularizer is never l2" in sentence
+    for given in ("train.weight_decay=0.1", "regularizer=l2"):
+        load_spec(BASE, ["train.decoupled_weight_decay=true", given])
+
+
+def test_momentum_is_refused_where_an_optimizer_has_its_own() -> None:
+    sentence = refusal("train.optimizer=adam", "train.momentum=0.9")
+    assert "adam has its own; momentum is for sgd, normalized_sgd, rmsprop" in sentence
+    load_spec(BASE, ["train.optimizer=normalized_sgd", "train.momentum=0.9"])
 
 
 def test_groups_are_kept_together_or_it_is_refused() -> None:

@@ -7,6 +7,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+WITHOUT_RATIO = ("l1", "l2", "group_lasso", "spectral", "orthogonal", "vanishing")
+
 
 def number(value: float | None, digits: int = 4) -> str:
     """So many significant digits: 0.1234, 3.2e-05, 1.234e+06; whole numbers as such; - for none."""
@@ -34,7 +36,7 @@ def params_text(params: Mapping[str, Any]) -> str:
     Without a regularizer its strength means nothing and is left out.
     """
     hidden = {"lambda", "l1_ratio"} if params.get("regularizer") == "none" else set()
-    if params.get("regularizer") in ("l1", "l2", "group_lasso"):
+    if params.get("regularizer") in WITHOUT_RATIO:
         hidden = {"l1_ratio"}
     known = ("regularizer", "lambda", "l1_ratio", "learning_rate")
     first = [name for name in known if name in params]

@@ -181,10 +181,19 @@ class Recurrent(nn.Module):
         self.dropout = nn.ModuleList(make_dropout(dropout, i) for i in range(layers))
         self.head = nn.Linear(hidden, n_outputs, bias=bias)
 
-    def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B K"]:
+    def forward(
+        self, x: Float[Tensor, "B T D"], nudges: Sequence[Tensor] | None = None
+    ) -> Float[Tensor, "B K"] | tuple[Tensor, list[Tensor]]:
+        """With nudges, one a layer (see RNN): outputs, and the slope of every layer's states."""
         last = len(self.recurrent) - 1
+        slopes = []
         for i, (recurrent, dropout) in enumerate(zip(self.recurrent, self.dropout, strict=True)):
-            states = recurrent(x)
+            if nudges is None:
+                states = recurrent(x)
+            else:
+                assert isinstance(recurrent, RNN), "a study that asks for it has model.kind rnn"
+                states = recurrent(x, nudges[i])
+                slopes.append(recurrent.slope(states))
             x = dropout(states[:, -1] if i == last else states)
         outputs: Tensor = self.head(x)
-        return outputs
+        return outputs if nudges is None else (outputs, slopes)

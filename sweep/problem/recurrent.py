@@ -38,10 +38,21 @@ class RNN(Layer):
         )
         self.nonlinearity = nonlinearity
 
-    def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T H"]:
+    def slope(self, states: Float[Tensor, "B T H"]) -> Float[Tensor, "B T H"]:
+        """act' where the states were made."""
+        if self.nonlinearity == "tanh":
+            return 1 - states.square()
+        return (states > 0).to(states.dtype)
+
+    def forward(
+        self, x: Float[Tensor, "B T D"], nudge: Float[Tensor, "B T H"] | None = None
+    ) -> Float[Tensor, "B T H"]:
+        """`nudge` is added to what goes into act: the loss's gradient by it is that by each a_t."""
         act = torch.tanh if self.nonlinearity == "tanh" else torch.relu
         bias = self.bias_ih_l0 + self.bias_hh_l0 if self.bias else None
         given = F.linear(x, self.weight_ih_l0, bias)
+        if nudge is not None:
+            given = given + nudge
         h = act(given[:, 0])
         states = [h]
         for t in range(1, x.shape[1]):

@@ -19,7 +19,9 @@ from torch import Tensor
 from sweep.errors import SpecError, SweepError
 from sweep.problem.elastic_net import L1, L2, ElasticNet
 from sweep.problem.group_lasso import FeatureGroupLasso, GroupLasso, feature_groups
+from sweep.problem.matrix_penalties import Orthogonal, Spectral
 from sweep.problem.plugins import describe, load_object
+from sweep.problem.vanishing import Vanishing
 
 
 @runtime_checkable
@@ -36,7 +38,8 @@ class ProximalRegularizer(Regularizer, Protocol):
     def prox(self, w: Tensor, step: Tensor) -> Tensor: ...
 
 
-REGULARIZERS = ("l1", "l2", "elastic_net", "group_lasso")
+REGULARIZERS = ("l1", "l2", "elastic_net", "group_lasso", "spectral", "orthogonal")
+"""Penalties of one parameter tensor; `vanishing` looks into a recurrence instead."""
 
 
 def make_regularizer(
@@ -61,6 +64,10 @@ def make_regularizer(
         return ElasticNet(lam, l1_ratio)
     if name == "group_lasso":
         return GroupLasso(lam) if groups is None else feature_groups(lam, groups)
+    if name == "spectral":
+        return Spectral(lam)
+    if name == "orthogonal":
+        return Orthogonal(lam)
     return _custom(name, lam, l1_ratio, directory)
 
 
@@ -110,8 +117,11 @@ __all__ = [
     "ElasticNet",
     "FeatureGroupLasso",
     "GroupLasso",
+    "Orthogonal",
     "ProximalRegularizer",
     "Regularizer",
+    "Spectral",
+    "Vanishing",
     "make_regularizer",
     "split",
 ]

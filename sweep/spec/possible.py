@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from sweep.spec.knobs import Choices, FloatRange, IntRange, encode_choice
+from sweep.spec.setting import WITH_MOMENTUM
 
 if TYPE_CHECKING:
     from sweep.spec.study import StudySpec
@@ -12,8 +13,17 @@ if TYPE_CHECKING:
 
 def check_possible(spec: StudySpec) -> None:
     """Raises ValueError, with what to do, for the first rule that the study breaks."""
-    checks = (_check_lambda, _check_momentum, _check_columns, _check_grid, _check_rules)
-    for check in (*checks, _check_enqueue):
+    checks = (
+        _check_lambda,
+        _check_recurrence,
+        _check_momentum,
+        _check_decay,
+        _check_columns,
+        _check_grid,
+        _check_rules,
+        _check_enqueue,
+    )
+    for check in checks:
         check(spec)
 
 
@@ -34,18 +44,37 @@ def _check_lambda(spec: StudySpec) -> None:
         raise ValueError(f"feature_groups needs model.kind linear, not {spec.model.kind}")
 
 
+def _check_recurrence(spec: StudySpec) -> None:
+    if "vanishing" in _values(spec.regularizer) and spec.model.kind != "rnn":
+        raise ValueError(
+            f"regularizer vanishing needs model.kind rnn, not {spec.model.kind}: it keeps the "
+            "gradient's length from step to step of h' = act(W x + U h), a recurrence that no "
+            "other model here has"
+        )
+
+
 def _check_momentum(spec: StudySpec) -> None:
     train = spec.train
-    if not {"sgd", "rmsprop"} & set(_values(train.optimizer)) and train.momentum != 0:
+    if not set(WITH_MOMENTUM) & set(_values(train.optimizer)) and train.momentum != 0:
         raise ValueError(
             f"train.momentum is given, but optimizer {_values(train.optimizer)[0]} has its own; "
-            "momentum is for sgd and rmsprop"
+            f"momentum is for {', '.join(WITH_MOMENTUM)}"
         )
     if True in _values(train.nesterov):
         if "sgd" not in _values(train.optimizer):
             raise ValueError("train.nesterov needs optimizer sgd")
         if train.momentum == 0:
             raise ValueError("train.nesterov needs train.momentum above 0")
+
+
+def _check_decay(spec: StudySpec) -> None:
+    train = spec.train
+    decays = train.weight_decay != 0 or "l2" in _values(spec.regularizer)
+    if True in _values(train.decoupled_weight_decay) and not decays:
+        raise ValueError(
+            "train.decoupled_weight_decay is true, but train.weight_decay is 0 and regularizer is "
+            "never l2: give one of them, or leave it out"
+        )
 
 
 def _check_columns(spec: StudySpec) -> None:

@@ -10,6 +10,9 @@ from pydantic import BaseModel, Field
 
 from sweep.spec.knobs import Count, NonNegative, Strict
 
+WITH_MOMENTUM = ("sgd", "normalized_sgd", "rmsprop")
+"""Optimizers that take `momentum`; adam and adamw have their own."""
+
 
 class StepSchedule(Strict):
     """The learning rate times `factor` after every `every` epochs."""
@@ -45,7 +48,10 @@ class Setting:
     momentum: float
     nesterov: bool
     weight_decay: float
+    decoupled_weight_decay: bool
     clip_norm: float | None
+    clip_percentile: float | None
+    clip_layer: float | None
     clip_value: float | None
     batch_size: int | None
     epochs: int
@@ -71,8 +77,10 @@ def resolve(
     every, factor = max(1, epochs // 3), 0.1
     if isinstance(schedule, StepSchedule):
         every, factor, schedule = schedule.every, schedule.factor, "step"
-    has_momentum = optimizer in ("sgd", "rmsprop")
-    momentum = values["momentum"] if has_momentum else 0.0
+    momentum = values["momentum"] if optimizer in WITH_MOMENTUM else 0.0
+    decoupled = bool(values["decoupled_weight_decay"]) or optimizer == "adamw"
+    if optimizer == "adam" and decoupled:
+        optimizer = "adamw"
     batch_size = values["batch_size"]
     return Setting(
         model_kind=kind,
@@ -88,7 +96,10 @@ def resolve(
         momentum=float(momentum),
         nesterov=bool(values["nesterov"]) and momentum > 0 and optimizer == "sgd",
         weight_decay=float(values["weight_decay"]),
+        decoupled_weight_decay=decoupled,
         clip_norm=values["clip_norm"],
+        clip_percentile=values["clip_percentile"],
+        clip_layer=values["clip_layer"],
         clip_value=values["clip_value"],
         batch_size=None if batch_size == "full" else batch_size,
         epochs=epochs,

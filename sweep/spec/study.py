@@ -19,6 +19,7 @@ from sweep.spec.knobs import (
     IntRange,
     Knob,
     NonNegative,
+    Percent,
     Positive,
     Strict,
     Switch,
@@ -29,12 +30,15 @@ from sweep.spec.possible import check_possible
 from sweep.spec.setting import EarlyStopping, Setting, StepSchedule, resolve
 
 Task = Literal["regression", "classification"]
-Optimizer = Literal["sgd", "adam", "adamw", "rmsprop"]
+Optimizer = Literal["sgd", "normalized_sgd", "adam", "adamw", "rmsprop"]
 Schedule = Literal["constant", "cosine", "step"] | StepSchedule
 Sampler = Literal["tpe", "gp", "cmaes", "random", "grid", "qmc"]
 Pruner = Literal["none", "median", "hyperband", "wilcoxon"]
 PythonName = Annotated[str, Field(pattern=r"^python:[\w.]+:\w+$")]
-Regularizer = Literal["none", "l1", "l2", "elastic_net", "group_lasso"] | PythonName
+BuiltInRegularizer = Literal[
+    "none", "l1", "l2", "elastic_net", "group_lasso", "spectral", "orthogonal", "vanishing"
+]
+Regularizer = BuiltInRegularizer | PythonName
 
 RESERVED = frozenset(
     [
@@ -74,7 +78,10 @@ class TrainSpec(Strict):
     momentum: FloatKnob[Fraction, Fraction] = 0.0
     nesterov: Switch = False
     weight_decay: FloatKnob[NonNegative, NonNegative] = 0.0
+    decoupled_weight_decay: Switch = False
     clip_norm: FloatKnob[Positive | None, Positive] = None
+    clip_percentile: FloatKnob[Percent | None, Percent] = None
+    clip_layer: FloatKnob[Positive | None, Positive] = None
     clip_value: FloatKnob[Positive | None, Positive] = None
     batch_size: IntKnob[Count | Full, Count] = 64
     epochs: IntKnob[Count, Count] = 20

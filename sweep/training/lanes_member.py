@@ -13,6 +13,7 @@ from torch import nn
 from sweep.problem.models import penalized, structure_key
 from sweep.training.experiment import Experiment
 from sweep.training.member import Member, Plan, learning_rate_at, make_plan
+from sweep.training.optimizers import rule_of
 from sweep.training.penalty import Penalty, make_penalty
 
 
@@ -39,8 +40,7 @@ class LaneModel:
         own = setting.regularizer if setting.regularizer.startswith("python:") else ""
         key = (
             structure_key(setting.model_kind, setting.model),
-            setting.optimizer,
-            setting.nesterov,
+            rule_of(setting),
             # Rows that a batch is padded with would be seen by batch normalisation.
             plan.batch if interact else setting.batch_size,
             own,

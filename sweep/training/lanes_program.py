@@ -166,7 +166,7 @@ class Program:
         return State(
             parameters=parameters,
             buffers={**frozen, **dict(module.named_buffers())},
-            moments=new_moments(parameters, self.optimizer),
+            moments=new_moments(parameters, self.optimizer, self.stepper.step.clips),
             watch=new_watch(len(parameters), dtype),
             numbers=numbers(setting, dtype),
             penalty=aligned(model.penalty, self.template),

@@ -12,16 +12,18 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.func import functional_call, grad_and_value, vmap
+from torch.func import grad_and_value, vmap
 from torch.utils._pytree import tree_map
 
 from sweep.problem.dropout import KeyedDropout, dropout_key
 from sweep.problem.losses import loss_per_sample
 from sweep.spec import Choices, Setting
+from sweep.training import through_time
 from sweep.training.batches import FoldTable
+from sweep.training.clipping import clip, possible_clips
 from sweep.training.divergence import Watch, gradient_size, observe
 from sweep.training.experiment import Experiment
-from sweep.training.optimizers import Moments, Numbers, clip, update
+from sweep.training.optimizers import Moments, Numbers, rule_of, update
 from sweep.training.penalty import Penalty, possible_penalties
 from sweep.training.reference import as_matrix
 
@@ -62,18 +64,18 @@ class LaneStep:
         spec, regularizer = experiment.spec, setting.regularizer
         self.module = copy.deepcopy(module).train()
         self.penalized = penalized
-        self.optimizer, self.nesterov = setting.optimizer, setting.nesterov
+        self.rule, self.clips = rule_of(setting), possible_clips(spec.train)
         self.kind, self.n_outputs = experiment.problem.kind, experiment.problem.n_outputs
         self.seed, self.rules = spec.seed, spec.divergence
-        self.clips_norm = _may_be_set(spec.train.clip_norm)
-        self.clips_value = _may_be_set(spec.train.clip_value)
         if regularizer.startswith("python:"):
             regularizers = [regularizer]
         else:
             listed: Any = spec.regularizer
             listed = listed.choices if isinstance(listed, Choices) else [listed]
             regularizers = [name for name in listed if not name.startswith("python:")]
-        self.template = possible_penalties(experiment, regularizers, setting.optimizer)
+        self.template = possible_penalties(experiment, regularizers, self.rule.decoupled)
+        if self.template.recurrent:
+            self.recurrent = through_time.recurrent_weights(module, penalized)
         self.dropout_keys = [
             f"{name}.key" for name, m in module.named_modules() if isinstance(m, KeyedDropout)
         ]
@@ -99,32 +101,39 @@ class LaneStep:
         """One step of one model."""
         valid = torch.arange(x.shape[0]) < count
 
-        def objective(parameters: Tensors) -> tuple[Tensor, Tensors]:
+        nudges = through_time.make_nudges(self.module, x, self.template)
+
+        def objective(
+            parameters: Tensors, nudges: tuple[Tensor, ...]
+        ) -> tuple[Tensor, tuple[Tensors, list[Tensor]]]:
             # Batch normalisation writes its running statistics into these copies.
             buffers = {name: b.clone() for name, b in state.buffers.items()}
             if key is not None:
                 for name in self.dropout_keys:
                     buffers[name] = key
-            outputs = functional_call(self.module, {**parameters, **buffers}, (x,))
+            tensors = {**parameters, **buffers}
+            outputs, slopes = through_time.call(self.module, tensors, x, nudges)
             losses = loss_per_sample(self.kind, as_matrix(outputs, self.n_outputs), y)
             if weights is not None:
                 losses = losses * weights
             loss = torch.where(valid, losses, 0.0).sum() / count
             if self.template.smooth:
                 loss = loss + state.penalty.value(parameters, self.penalized)
-            return loss, buffers
+            return loss, (buffers, slopes)
 
-        gradient, (loss, buffers) = grad_and_value(objective, has_aux=True)(state.parameters)
+        differentiate = grad_and_value(objective, argnums=(0, 1), has_aux=True)
+        (gradient, d), (loss, (buffers, slopes)) = differentiate(state.parameters, nudges)
+        if self.template.recurrent:
+            loss, gradient = through_time.add(
+                state.penalty, state.parameters, self.recurrent, d, slopes, loss, gradient
+            )
         norm, peaks = gradient_size(gradient)
-        clipped = clip(
-            gradient, norm, state.numbers, by_value=self.clips_value, by_norm=self.clips_norm
-        )
+        clipped, norms = clip(gradient, norm, state.moments.norms, state.numbers.clip, self.clips)
         parameters, moments = update(
-            self.optimizer,
-            self.nesterov,
+            self.rule,
             state.parameters,
             clipped,
-            state.moments,
+            state.moments._replace(norms=norms),
             learning_rate,
             state.numbers,
             self.penalized,
@@ -133,9 +142,3 @@ class LaneStep:
         sound = torch.stack([torch.isfinite(p).all() for p in parameters.values()]).all()
         watch = observe(state.watch, loss, norm, peaks, sound, self.rules)
         return parameters, buffers, moments, watch
-
-
-def _may_be_set(knob: Any) -> bool:
-    if isinstance(knob, Choices):
-        return any(choice is not None for choice in knob.choices)
-    return knob is not None

@@ -1,5 +1,5 @@
 """The penalty of one trial, over the parameters it acts on: a part with a gradient, a part with
-a proximal step.
+a proximal step, a part that looks at how the gradient went through time.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sweep.problem.regularizers import make_regularizer, split
+from sweep.problem.regularizers import Vanishing, make_regularizer, split
 from sweep.spec import Choices, Setting
 from sweep.training.experiment import Experiment
 
@@ -21,6 +21,7 @@ class Penalty(NamedTuple):
 
     smooth: tuple[Any, ...]
     proximal: tuple[Any, ...]
+    recurrent: tuple[Vanishing, ...] = ()
 
     def value(self, parameters: Mapping[str, Tensor], names: Sequence[str]) -> Float[Tensor, ""]:
         """The sum over the named parameters of the part that has a gradient."""
@@ -32,6 +33,14 @@ class Penalty(NamedTuple):
         for part in self.proximal:
             u = part.prox(u, step)
         return u
+
+    def recurrent_value(
+        self, weights: Sequence[Tensor], traces: Sequence[tuple[Tensor, Tensor]]
+    ) -> Float[Tensor, ""]:
+        """The sum over layers, each with its recurrent matrix and its trace (d, slope)."""
+        pairs = zip(weights, traces, strict=True)
+        terms = [part.value(w, *trace) for w, trace in pairs for part in self.recurrent]
+        return torch.stack(terms).sum()
 
 
 class Custom(NamedTuple):
@@ -80,11 +89,13 @@ def _parts(experiment: Experiment, name: str, lam: float, l1_ratio: float, mode:
 
 
 def make_penalty(experiment: Experiment, setting: Setting) -> Penalty:
-    """The penalty of one trial. Under adamw, `l2` is the optimizer's decoupled decay instead."""
+    """The penalty of one trial. Where decay is decoupled, `l2` is the optimizer's instead."""
     if setting.regularizer == "none":
         return Penalty((), ())
-    if setting.regularizer == "l2" and setting.optimizer == "adamw":
+    if setting.regularizer == "l2" and setting.decoupled_weight_decay:
         return Penalty((), ())
+    if setting.regularizer == "vanishing":
+        return Penalty((), (), (Vanishing(torch.tensor(setting.lam, dtype=experiment.dtype)),))
     smooth, proximal = _parts(
         experiment, setting.regularizer, setting.lam, setting.l1_ratio, setting.l1
     )
@@ -92,7 +103,7 @@ def make_penalty(experiment: Experiment, setting: Setting) -> Penalty:
 
 
 def possible_penalties(
-    experiment: Experiment, regularizers: Sequence[str], optimizer: str
+    experiment: Experiment, regularizers: Sequence[str], decoupled: bool
 ) -> Penalty:
     """Every part that trials with these regularizers may have, each at lambda 0."""
     spec = experiment.spec
@@ -100,14 +111,19 @@ def possible_penalties(
     smooth: dict[type, Any] = {}
     proximal: dict[type, Any] = {}
     for name in regularizers:
-        if name == "none" or (name == "l2" and optimizer == "adamw"):
+        if name in ("none", "vanishing") or (name == "l2" and decoupled):
             continue
         for mode in modes:
             parts = _parts(experiment, name, 0.0, 0.0, mode)
             for part, known in zip(parts, (smooth, proximal), strict=True):
                 if part is not None:
                     known.setdefault(type(part), part)
-    return Penalty(tuple(smooth.values()), tuple(proximal.values()))
+    recurrent = (Vanishing(torch.zeros((), dtype=experiment.dtype)),)
+    return Penalty(
+        tuple(smooth.values()),
+        tuple(proximal.values()),
+        recurrent if "vanishing" in regularizers else (),
+    )
 
 
 def aligned(penalty: Penalty, template: Penalty) -> Penalty:
@@ -117,4 +133,4 @@ def aligned(penalty: Penalty, template: Penalty) -> Penalty:
         by_type = {type(part): part for part in own}
         return tuple(by_type.get(type(part), part) for part in all_parts)
 
-    return Penalty(fill(penalty.smooth, template.smooth), fill(penalty.proximal, template.proximal))
+    return Penalty(*(fill(own, every) for own, every in zip(penalty, template, strict=True)))

@@ -28,6 +28,7 @@ from sweep.training.experiment import Experiment
 from sweep.training.memory import machine_bytes
 from sweep.training.penalty import make_penalty
 from sweep.training.reference import as_matrix
+from sweep.training.through_time import recurrent_weights
 
 MOST_MODELS = 16
 
@@ -114,8 +115,12 @@ def _check_module(experiment: Experiment, setting: Setting, module: nn.Module) -
 def _check_penalty(
     experiment: Experiment, setting: Setting, module: nn.Module, names: Sequence[str]
 ) -> None:
-    """Tries a user's regularizer on the parameters that it is for."""
+    """Tries a user's regularizer on the parameters that it is for, and whether there are any."""
     penalty = make_penalty(experiment, setting)
+    if penalty.recurrent:
+        recurrent_weights(module, names)
+    if setting.regularizer in ("spectral", "orthogonal"):
+        _check_matrices(setting.regularizer, module, names)
     if not setting.regularizer.startswith("python:"):
         return
     parameters = {name: p.detach() for name, p in module.named_parameters()}
@@ -124,12 +129,24 @@ def _check_penalty(
             penalty.value(parameters, names)
         for name in names:
             step = torch.ones_like(parameters[name])
-            step = step if setting.optimizer != "sgd" else torch.ones((), dtype=step.dtype)
+            step = (
+                step if not setting.optimizer.endswith("sgd") else torch.ones((), dtype=step.dtype)
+            )
             penalty.prox(name, parameters[name], step)
     except SweepError:
         raise
     except (Exception, SystemExit) as error:
         raise SpecError(f"regularizer: {setting.regularizer}: {describe(error)}.") from error
+
+
+def _check_matrices(regularizer: str, module: nn.Module, names: Sequence[str]) -> None:
+    shapes = {name: p.ndim for name, p in module.named_parameters()}
+    if not any(shapes[name] >= 2 for name in names):
+        matrices = [name for name, axes in shapes.items() if axes >= 2]
+        raise SpecError(
+            f"regularizer {regularizer} is for matrices, and penalize selects none. "
+            f"Matrices: {', '.join(matrices) or 'none'}."
+        )
 
 
 def _check_size(module: nn.Module, dtype: torch.dtype) -> None:

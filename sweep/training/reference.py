@@ -20,6 +20,8 @@ from sweep.problem.losses import loss_per_sample
 from sweep.problem.models import penalized
 from sweep.problem.randomness import Stream, derive_seed, permutation
 from sweep.problem.scaling import ScaledRows
+from sweep.training import through_time
+from sweep.training.clipping import clip_in_place
 from sweep.training.diagnosis import diagnose
 from sweep.training.divergence import (
     CODES,
@@ -157,6 +159,8 @@ class Run:
         x, y = problem.x_of(fold), problem.y_of(fold)
         weights = experiment.row_weights[fold]
         watch = new_watch(len(parameters), experiment.dtype)
+        recurrent = through_time.recurrent_weights(module, names) if penalty.recurrent else []
+        norms: list[float] = []
         best: tuple[float, int, dict[str, Tensor]] | None = None
 
         for epoch in range(plan.epochs):
@@ -173,11 +177,18 @@ class Run:
                 # What a user's module draws by itself is at least the same in every replay.
                 with torch.random.fork_rng(devices=[]):
                     torch.manual_seed(derive_seed(spec.seed, fold, self.step, Stream.STEP))
-                    outputs = as_matrix(module(x[rows]), problem.n_outputs)
+                    nudges = through_time.make_nudges(module, x[rows], penalty)
+                    for nudge in nudges:
+                        nudge.requires_grad_()
+                    raw, slopes = through_time.call(module, None, x[rows], nudges)
+                outputs = as_matrix(raw, problem.n_outputs)
                 losses = loss_per_sample(problem.kind, outputs, y[rows])
                 loss = (losses if weights is None else losses * weights[rows]).mean()
                 if penalty.smooth:
                     loss = loss + penalty.value(parameters, names)
+                if penalty.recurrent:
+                    d = torch.autograd.grad(loss, nudges, retain_graph=True)
+                    loss = loss + through_time.value(penalty, parameters, recurrent, d, slopes)
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 gradient: dict[str, Tensor] = {}
@@ -188,10 +199,7 @@ class Run:
                     gradient[name] = p.grad
                 with torch.no_grad():
                     norm, peaks = gradient_size(gradient)
-                if setting.clip_value is not None:
-                    nn.utils.clip_grad_value_(module.parameters(), setting.clip_value)
-                if setting.clip_norm is not None:
-                    nn.utils.clip_grad_norm_(module.parameters(), setting.clip_norm)
+                clip_in_place(parameters.values(), setting, norms)
                 rate = float(learning_rate_at(self.step, setting, plan))
                 for group in optimizer.param_groups:
                     group["lr"] = rate

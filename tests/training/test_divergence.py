@@ -29,7 +29,17 @@ CASES = {
         {"regularizer": "elastic_net", "lam": 1.5 / 0.99, "l1_ratio": 0.01, "model": FAR},
         2 / (H + 1.5),
     ),
+    # Of a matrix with one row the largest singular value is its length.
+    "spectral": ({"regularizer": "spectral", "lam": 1.5}, 2 / (H + 1.5)),
     "weight_decay": ({"train": {"weight_decay": 1.5}}, 2 / (H + 1.5)),
+    "decoupled": (
+        {"train": {"momentum": 0.9, "weight_decay": 1.5, "decoupled_weight_decay": True}},
+        2 * 1.9 / (H + 1.9 * 1.5),
+    ),
+    "heavy ball with decay": (
+        {"train": {"momentum": 0.9, "weight_decay": 1.5}},
+        2 * 1.9 / (H + 1.5),
+    ),
     "heavy ball": ({"train": {"momentum": 0.9}}, 2 * 1.9 / H),
     "nesterov": ({"train": {"momentum": 0.9, "nesterov": True}}, 2 * 1.9 / (H * 2.8)),
 }
@@ -39,7 +49,8 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_diverges_exactly_above_the_bound(case, engine):
     """Full-batch gradient descent on squared error / 2 + lambda/2 ||w||^2 is stable iff
-    lr < 2 / (h + lambda), times (1 + m) with heavy ball, (1 + m) / (1 + 2m) with Nesterov."""
+    lr < 2 / (h + lambda), times (1 + m) with heavy ball, (1 + m) / (1 + 2m) with Nesterov. Decay
+    that is decoupled from heavy ball is not slowed by it: lr < 2 (1 + m) / (h + (1 + m) lambda)."""
     changes, bound = CASES[case]
     if engine == "reference" and case not in ("none", "nesterov"):
         pytest.skip("the engines agree on these; one is enough")
@@ -68,8 +79,11 @@ def test_first_nonfinite_loss_at_twice_the_bound(dtype, step):
     assert failure.loss is None and failure.fold == 0
 
 
-def test_clipped_gradient_descent_above_the_bound_oscillates_without_diverging():
-    study = merge(DIABETES, train={"clip_norm": 1.0})
+@pytest.mark.parametrize(
+    "cure", [{"clip_norm": 1.0}, {"clip_layer": 1.0}, {"optimizer": "normalized_sgd"}], ids=str
+)
+def test_gradient_descent_with_bounded_steps_oscillates_above_the_bound_without_diverging(cure):
+    study = merge(DIABETES, train=cure)
     result = train(experiment(study), {0: {"learning_rate": 1.5 * 2 / H}})[0]
     assert result.failure is None
 

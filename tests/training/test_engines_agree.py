@@ -6,7 +6,7 @@ import pytest
 
 from sweep.problem.regularizers import REGULARIZERS
 from sweep.spec.models import BUILT_IN
-from sweep.spec.study import Optimizer
+from sweep.spec.study import BuiltInRegularizer, Optimizer, TrainSpec
 
 from .trials import BASE, experiment, merge, train
 
@@ -15,6 +15,7 @@ RATES = [0.03, 1e10, 0.1, 1e300, 0.01]
 
 SEQUENCES = {"data": {"source": "python:toy_data:sequences"}, "task": "regression"}
 IMAGES = {"data": {"source": "python:toy_data:images"}}
+RECURRENT = {"model": {"kind": "rnn", "hidden": 5}, **SEQUENCES}
 MODELS = {
     "linear": {"model": {"kind": "linear"}},
     "linear regression": {
@@ -37,7 +38,7 @@ MODELS = {
         "model": {"kind": "cnn", "channels": [3], "hidden": 5, "normalization": "batch"},
         **IMAGES,
     },
-    "rnn": {"model": {"kind": "rnn", "hidden": 5}, **SEQUENCES},
+    "rnn": RECURRENT,
     "gru": {"model": {"kind": "gru", "hidden": 5}, **SEQUENCES},
     "lstm": {"model": {"kind": "lstm", "hidden": 5, "layers": 2, "dropout": 0.1}, **SEQUENCES},
     "custom": {"model": {"kind": "python:toy_data:Residual", "width": 7}},
@@ -50,6 +51,14 @@ OPTIMIZERS = {
     "adam": {"optimizer": "adam"},
     "adam decay": {"optimizer": "adam", "weight_decay": 0.01},
     "adamw": {"optimizer": "adamw", "weight_decay": 0.01},
+    "decoupled": {"momentum": 0.5, "weight_decay": 0.01, "decoupled_weight_decay": True},
+    "rmsprop decoupled": {
+        "optimizer": "rmsprop",
+        "weight_decay": 0.01,
+        "decoupled_weight_decay": True,
+    },
+    "normalized": {"optimizer": "normalized_sgd", "weight_decay": 0.01},
+    "normalized momentum": {"optimizer": "normalized_sgd", "momentum": 0.7},
     "rmsprop": {"optimizer": "rmsprop"},
     "rmsprop momentum": {"optimizer": "rmsprop", "momentum": 0.7},
 }
@@ -59,12 +68,18 @@ PENALTIES = {
     "l2": {"regularizer": "l2", "lam": 0.1},
     "elastic_net": {"regularizer": "elastic_net", "lam": 0.05, "l1_ratio": 0.3},
     "group_lasso": {"regularizer": "group_lasso", "lam": 0.02},
+    "spectral": {"regularizer": "spectral", "lam": 0.1},
+    "orthogonal": {"regularizer": "orthogonal", "lam": 0.1},
+    "vanishing": {"regularizer": "vanishing", "lam": 0.5, **RECURRENT},
     "python": {"regularizer": "python:toy_data:Cauchy", "lam": 0.05},
 }
 CLIPPING = {
     "norm": {"clip_norm": 0.5},
     "value": {"clip_value": 0.05},
     "both": {"clip_norm": 0.1, "clip_value": 0.05},
+    "layer": {"clip_layer": 0.05},
+    "percentile": {"clip_percentile": 30},
+    "all": {"clip_norm": 0.1, "clip_value": 0.05, "clip_layer": 0.07, "clip_percentile": 60},
 }
 SCHEDULES = {
     "cosine": {"schedule": "cosine"},
@@ -79,8 +94,11 @@ SCHEDULES = {
 
 def test_every_entry_is_a_case():
     assert set(BUILT_IN) <= {case["model"]["kind"] for case in MODELS.values()}
-    assert set(Optimizer.__args__) == {case["optimizer"] for case in OPTIMIZERS.values()}
-    assert set(REGULARIZERS) <= set(PENALTIES)
+    assert set(Optimizer.__args__) == {c.get("optimizer", "sgd") for c in OPTIMIZERS.values()}
+    assert {*REGULARIZERS, "none", "vanishing"} == set(BuiltInRegularizer.__args__)
+    assert set(BuiltInRegularizer.__args__) <= set(PENALTIES)
+    kinds = {name for name in TrainSpec.model_fields if name.startswith("clip_")}
+    assert kinds == {name for case in CLIPPING.values() for name in case}
 
 
 def assert_agree(study, trials=None, slots=64):

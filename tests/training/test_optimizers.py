@@ -9,18 +9,22 @@ from torch.optim import lr_scheduler
 from sweep.problem.regularizers import L1
 from sweep.spec import load_spec
 from sweep.training.batches import BatchOrders
+from sweep.training.clipping import Clips, clip, clip_in_place
 from sweep.training.member import Member, learning_rate_at, make_plan
 from sweep.training.optimizers import (
-    clip,
+    Rule,
     make_torch_optimizer,
     new_moments,
     numbers,
     proximal_step,
+    rule_of,
     update,
 )
 
 from .test_engines_agree import CLIPPING, OPTIMIZERS
 from .trials import BASE, experiment, merge
+
+NONE, ALL = Clips(*[False] * 4), Clips(*[True] * 4)
 
 
 def setting_of(**train):
@@ -42,17 +46,15 @@ def test_update_is_torchs_own(optimizer, clipping, has_prox):
         return penalty.prox(u, step)
 
     parameters = {n: p.detach().clone() for n, p in module.named_parameters()}
-    moments = new_moments(parameters, setting.optimizer)
+    moments = new_moments(parameters, setting.optimizer, ALL)
     values = numbers(setting, torch.float64)
     optim = make_torch_optimizer(module, setting, names)
+    norms_seen = []
     for step in range(7):
         gradient = {n: torch.randn_like(p) * (1 + step) for n, p in parameters.items()}
         for name, p in module.named_parameters():
             p.grad = gradient[name].clone()
-        if setting.clip_value is not None:
-            nn.utils.clip_grad_value_(module.parameters(), setting.clip_value)
-        if setting.clip_norm is not None:
-            nn.utils.clip_grad_norm_(module.parameters(), setting.clip_norm)
+        clip_in_place(module.parameters(), setting, norms_seen)
         rate = 0.1 / (1 + step)
         for group in optim.param_groups:
             group["lr"] = rate
@@ -61,13 +63,12 @@ def test_update_is_torchs_own(optimizer, clipping, has_prox):
             proximal_step(optim, module, setting, names, prox)
 
         norm = torch.stack([g.square().sum() for g in gradient.values()]).sum().sqrt()
-        clipped = clip(gradient, norm, values, by_value=True, by_norm=True)
+        clipped, norms = clip(gradient, norm, moments.norms, values.clip, ALL)
         parameters, moments = update(
-            setting.optimizer,
-            setting.nesterov,
+            rule_of(setting),
             parameters,
             clipped,
-            moments,
+            moments._replace(norms=norms),
             torch.tensor(rate, dtype=torch.float64),
             values,
             names,
@@ -83,16 +84,62 @@ def test_proximal_heavy_ball_is_heavy_ball_on_the_iterates():
     values, lr = numbers(setting, torch.float64), torch.tensor(0.1, dtype=torch.float64)
     penalty = L1(torch.tensor(0.3, dtype=torch.float64))
     w = torch.randn(20, dtype=torch.float64)
-    parameters, moments, before = {"w": w}, new_moments({"w": w}, "sgd"), w
+    parameters, moments, before = {"w": w}, new_moments({"w": w}, "sgd", NONE), w
     for _ in range(10):
         g = torch.randn_like(w)
         u = w - lr * g + 0.9 * (w - before)
         before, w = w, penalty.prox(u, lr)
         parameters, moments = update(
-            "sgd", False, parameters, {"w": g}, moments, lr, values, ["w"],
+            Rule("sgd", False, False), parameters, {"w": g}, moments, lr, values, ["w"],
             lambda name, u, step: penalty.prox(u, step),
         )  # fmt: skip
         torch.testing.assert_close(parameters["w"], w, rtol=1e-12, atol=1e-12)
+
+
+def steps_of(setting, gradients, w):
+    """w before and after each update along these gradients."""
+    moments, values = new_moments({"w": w}, setting.optimizer, NONE), numbers(setting, w.dtype)
+    path = [w]
+    for g in gradients:
+        new, moments = update(
+            rule_of(setting), {"w": path[-1]}, {"w": g}, moments,
+            torch.tensor(setting.learning_rate, dtype=w.dtype), values, ["w"], None,
+        )  # fmt: skip
+        path.append(new["w"])
+    return path
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_a_normalised_step_has_the_learning_rates_length_whatever_the_gradients(dtype):
+    """Hazan et al. (2015). In float32 the square of 1e30 has no place; the step has."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = [1e-3, 1.0, 1e4, 1e30]
+    gradients = [torch.randn(5, generator=generator, dtype=dtype) * size for size in sizes]
+    w = torch.zeros(5, dtype=dtype)
+    path = steps_of(setting_of(optimizer="normalized_sgd"), gradients, w)
+    for before, after, g in zip(path, path[1:], gradients, strict=False):
+        assert float((after - before).norm()) == pytest.approx(0.1, rel=2e-5)
+        assert float(torch.cosine_similarity(before - after, g / g.abs().max(), dim=0)) > 0.9999
+
+
+def test_decoupled_decay_shrinks_weights_beside_the_step():
+    """w <- (1 - lr * decay) * w - lr * m, the momentum m of the loss's gradient alone."""
+    setting = setting_of(momentum=0.9, weight_decay=0.5, decoupled_weight_decay=True)
+    gradients = [torch.randn(4, dtype=torch.float64) for _ in range(6)]
+    w = torch.randn(4, dtype=torch.float64)
+    m = torch.zeros(4, dtype=torch.float64)
+    path = steps_of(setting, gradients, w)
+    for g, found in zip(gradients, path[1:], strict=True):
+        m = 0.9 * m + g
+        w = (1 - 0.1 * 0.5) * w - 0.1 * m
+        torch.testing.assert_close(found, w)
+
+
+def test_adam_with_decoupled_decay_is_adamw():
+    decay = {"weight_decay": 0.01}
+    decoupled = setting_of(optimizer="adam", decoupled_weight_decay=True, **decay)
+    assert decoupled == setting_of(optimizer="adamw", **decay)
+    assert decoupled != setting_of(optimizer="adam", **decay)
 
 
 def plan_of(setting, **changes):

@@ -5,8 +5,10 @@ seed 0)."""
 import numpy as np
 import pytest
 from sklearn.datasets import load_diabetes
-from sklearn.linear_model import ElasticNet, Lasso
+from sklearn.linear_model import ElasticNet, Lasso, Ridge
 from sklearn.model_selection import KFold
+
+from sweep.spec.study import Optimizer
 
 from .trials import experiment, merge, train
 
@@ -47,6 +49,12 @@ OPTIMIZERS = {
     "heavy ball": {},
     "heavy ball, falling rate": {"schedule": "cosine"},
     "nesterov": {"nesterov": True, "learning_rate": 0.1},
+    "normalized_sgd": {
+        "optimizer": "normalized_sgd", "momentum": 0.0, "schedule": "cosine", "learning_rate": 0.02
+    },
+    "normalized_sgd momentum": {
+        "optimizer": "normalized_sgd", "schedule": "cosine", "learning_rate": 2e-3
+    },
     "rmsprop": {
         "optimizer": "rmsprop", "momentum": 0.0, "schedule": "cosine", "learning_rate": 3e-3
     },
@@ -54,6 +62,10 @@ OPTIMIZERS = {
     "adam": {"optimizer": "adam", "momentum": 0.0, "schedule": "cosine", "learning_rate": 0.03},
     "adamw": {"optimizer": "adamw", "momentum": 0.0, "schedule": "cosine", "learning_rate": 0.03},
 }  # fmt: skip
+
+
+def test_every_optimizer_is_a_case():
+    assert set(Optimizer.__args__) == {c.get("optimizer", "sgd") for c in OPTIMIZERS.values()}
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -72,11 +84,36 @@ def test_elastic_net_is_that_of_scikit_learn():
     assert results[0].nonzero == nonzero
 
 
-def _scikit_learn(model):
+def ridge(lam):
+    """scikit-learn's sum of squares + alpha ||w||^2 is 2n times squared error / 2 + lambda R."""
+    return lambda n: Ridge(lam * n, tol=1e-12)
+
+
+def test_spectral_on_a_matrix_of_one_row_is_the_ridge_of_scikit_learn():
+    results = train(experiment(STUDY_SPECTRAL), {0: {"regularizer": "spectral", "lambda": 0.05}})
+    expected, _ = _scikit_learn(ridge(0.05))
+    np.testing.assert_allclose(results[0].fold_scores, expected, rtol=1e-7)
+
+
+STUDY_SPECTRAL = merge(STUDY, regularizer={"choices": ["none", "spectral"]})
+
+
+@pytest.mark.parametrize("decoupled, lam", [(False, 0.5), (True, 0.05)])
+def test_decoupled_decay_under_momentum_ends_at_a_weaker_ridge(decoupled, lam):
+    """The buffer sums gradients to 1 / (1 - momentum) times themselves, and decoupled decay not."""
+    decay = {"weight_decay": 0.5, "decoupled_weight_decay": decoupled}
+    study = merge(STUDY, model={"kind": "linear", "bias": False}, train=decay)
+    results = train(experiment(study), {0: {"regularizer": "none", "lambda": 1.0}})
+    expected, _ = _scikit_learn(ridge(lam))
+    np.testing.assert_allclose(results[0].fold_scores, expected, rtol=1e-7)
+
+
+def _scikit_learn(made):
     x, y = load_diabetes(return_X_y=True)
     scores, nonzero = [], []
     for fit, test in KFold(5, shuffle=True, random_state=0).split(x):
         mean, scale, centre, spread = x[fit].mean(0), x[fit].std(0), y[fit].mean(), y[fit].std()
+        model = made(len(fit)) if callable(made) else made
         model.fit((x[fit] - mean) / scale, (y[fit] - centre) / spread)
         error = (y[test] - centre) / spread - model.predict((x[test] - mean) / scale)
         scores.append(np.mean(error**2))

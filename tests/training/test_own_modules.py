@@ -79,6 +79,18 @@ def test_a_regularizer_that_returns_the_wrong_thing_is_refused_before_training()
     assert "value(w) returned shape (6, 5)" in refused(study("NoNumber"))
 
 
+def test_a_penalty_that_finds_nothing_to_act_on_is_refused_before_training():
+    net = {"data": {"source": "python:toy_data:sequences"}, "task": "regression", "lam": 0.1}
+    rnn = {"model": {"kind": "rnn"}, "penalize": ["*weight_ih*", "head.weight"]}
+    assert "penalize leaves them all out" in refused(
+        merge(BASE, regularizer="vanishing", **net, **rnn)
+    )
+    only_biases = {"penalize_bias": True, "penalize": ["*bias"], "lam": 0.1}
+    assert "is for matrices, and penalize selects none. Matrices: hidden.0.weight" in refused(
+        merge(BASE, regularizer="orthogonal", **only_biases)
+    )
+
+
 def test_a_module_that_returns_the_wrong_thing_is_refused_before_training():
     assert "returned shape (4, 5), expected (batch, 3)" in refused(study_of("Wide"))
     assert "returned a tuple, expected a tensor" in refused(study_of("Pair"))
