@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from sweep.spec.exact import EXACT, check_exact
 from sweep.spec.knobs import Choices, FloatRange, IntRange, encode_choice
 
 if TYPE_CHECKING:
@@ -12,7 +13,14 @@ if TYPE_CHECKING:
 
 def check_possible(spec: StudySpec) -> None:
     """Raises ValueError, with what to do, for the first rule that the study breaks."""
-    for check in (_check_lambda, _check_momentum, _check_columns, _check_grid, _check_enqueue):
+    for check in (
+        _check_lambda,
+        _check_optimizer,
+        _check_momentum,
+        _check_columns,
+        _check_grid,
+        _check_enqueue,
+    ):
         check(spec)
 
 
@@ -31,6 +39,22 @@ def _check_lambda(spec: StudySpec) -> None:
         raise ValueError("feature_groups is given, but regularizer is never group_lasso")
     if spec.feature_groups is not None and spec.model.kind != "linear":
         raise ValueError(f"feature_groups needs model.kind linear, not {spec.model.kind}")
+
+
+def _check_optimizer(spec: StudySpec) -> None:
+    optimizers = _values(spec.train.optimizer)
+    if EXACT not in optimizers:
+        if spec.train.learning_rate is None:
+            raise ValueError(f"train.learning_rate is missing: {optimizers[0]} needs one, above 0")
+        if spec.train.tolerance != type(spec.train).model_fields["tolerance"].default:
+            raise ValueError(f"train.tolerance is given, but only optimizer {EXACT} has one")
+        return
+    if isinstance(spec.train.optimizer, Choices):
+        raise ValueError(
+            f"train.optimizer: {EXACT} may not stand among choices: it finds the optimum and takes "
+            "none of the others' settings. Give it alone, and the others a study of their own"
+        )
+    check_exact(spec)
 
 
 def _check_momentum(spec: StudySpec) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-MOMENTS = {"sgd": 1, "rmsprop": 2, "adam": 2, "adamw": 2}
+MOMENTS = {"sgd": 1, "rmsprop": 2, "adam": 2, "adamw": 2, "fista": 6}
 """Tensors the size of the parameters that an optimizer keeps."""
 SHARE = 0.5
 """Of the memory that is free, the part that lanes may take."""

@@ -15,7 +15,9 @@ from sweep.problem.models import parameter_count, penalized
 from sweep.problem.plugins import describe
 from sweep.problem.prepare import prepare
 from sweep.spec import Choices, Setting, StudyFile, StudySpec, encode_choice
+from sweep.spec.exact import EXACT
 from sweep.spec.models import BUILT_IN
+from sweep.training.convex_penalty import make_convex_penalty
 from sweep.training.experiment import Experiment
 from sweep.training.memory import machine_bytes
 from sweep.training.penalty import make_penalty
@@ -83,6 +85,8 @@ def _check_penalty(
     experiment: Experiment, setting: Setting, module: nn.Module, names: Sequence[str]
 ) -> None:
     """Tries a user's regularizer on the parameters that it is for."""
+    if setting.optimizer == EXACT:
+        make_convex_penalty(experiment, setting, tuple(names), columns=1)
     penalty = make_penalty(experiment, setting)
     if not setting.regularizer.startswith("python:"):
         return
@@ -92,7 +96,11 @@ def _check_penalty(
             penalty.value(parameters, names)
         for name in names:
             step = torch.ones_like(parameters[name])
-            step = step if setting.optimizer != "sgd" else torch.ones((), dtype=step.dtype)
+            step = (
+                step
+                if setting.optimizer not in ("sgd", EXACT)
+                else torch.ones((), dtype=step.dtype)
+            )
             penalty.prox(name, parameters[name], step)
     except SweepError:
         raise

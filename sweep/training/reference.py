@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sweep.errors import SweepError
@@ -18,6 +20,7 @@ from sweep.problem.dropout import KeyedDropout, dropout_key
 from sweep.problem.losses import loss_per_sample
 from sweep.problem.models import penalized
 from sweep.problem.randomness import Stream, derive_seed, permutation
+from sweep.spec.exact import EXACT
 from sweep.training.divergence import (
     CODES,
     Reason,
@@ -27,6 +30,7 @@ from sweep.training.divergence import (
     observe,
 )
 from sweep.training.experiment import Experiment
+from sweep.training.fista import ConvexMembers, solve
 from sweep.training.member import (
     Done,
     Epoch,
@@ -53,6 +57,7 @@ class ReferenceEngine:
 
     def __init__(self, experiment: Experiment) -> None:
         self.experiment = experiment
+        self.convex = ConvexMembers(experiment)
         self._runs: dict[tuple[int, int], Run] = {}
 
     @property
@@ -60,7 +65,7 @@ class ReferenceEngine:
         return len(self._runs)
 
     def add(self, member: Member) -> None:
-        self._runs[member.name] = Run(self.experiment, member)
+        self._runs[member.name] = Run(self.experiment, member, self.convex)
 
     def expect(self, members: int) -> None:
         """About so many members more are to come; here it changes nothing."""
@@ -78,29 +83,30 @@ class ReferenceEngine:
         self._runs.pop(name, None)
 
     def advance(self) -> list[Event]:
-        """One epoch of one member."""
+        """One epoch of one member, or some iterations of the exact solver."""
         if not self._runs:
             return []
         name = min(self._runs, key=lambda name: (name[0], self._runs[name].epochs_done, name[1]))
         event = self._runs[name].advance()
         if isinstance(event, Done):
             del self._runs[name]
-        return [event]
+        return [] if event is None else [event]
 
 
 class Run:
     """One member in training."""
 
-    def __init__(self, experiment: Experiment, member: Member) -> None:
-        self.experiment, self.member = experiment, member
+    def __init__(self, experiment: Experiment, member: Member, convex: ConvexMembers) -> None:
+        self.experiment, self.member, self.convex = experiment, member, convex
         self.limit: int | None = None
         self.epochs_done = 0
         self.epoch = 0
         self.step = 0
-        self._events = self._train()
+        exact = member.setting.optimizer == EXACT
+        self._events: Iterator[Event | None] = self._solve() if exact else self._train()
 
-    def advance(self) -> Event:
-        """Trains to the end of the epoch; an exception of the user's model ends the member."""
+    def advance(self) -> Event | None:
+        """To the end of the epoch, or for a moment; an exception of the user's code ends it."""
         try:
             return next(self._events)
         except MemoryError:
@@ -200,19 +206,51 @@ class Run:
         yield Epoch(member, epoch, score)
         if best is not None:
             module.load_state_dict(best[2])
-            outputs = predict(module, x, plan.test, problem.n_outputs)
-        train_outputs = predict(module, x, plan.train, problem.n_outputs)
-        yield Done(
-            member,
-            Outcome(
-                score=judge(experiment, experiment.score, outputs, fold, plan.test),
-                train_score=judge(experiment, experiment.score, train_outputs, fold, plan.train),
-                nonzero=sum(int(torch.count_nonzero(parameters[name])) for name in names),
-                more_scores={
-                    score.name: judge(experiment, score, outputs, fold, plan.test)
-                    for score in experiment.more_scores
-                },
-            ),
+        yield Done(member, self._outcome(module, names, plan.train))
+
+    def _solve(self) -> Iterator[Event | None]:
+        """The exact solver's steps, then one report: the score of the optimum."""
+        task = self.convex.make(self.member)
+        for found in solve(task):
+            self.step = task.effort.iterations
+            if self.limit is not None and self.step >= self.limit:
+                yield Done(self.member, Outcome(stopped=True))
+                return
+            if isinstance(found, Failure):
+                yield Done(self.member, Outcome(failure=found))
+                return
+            if found is None:
+                yield None
+                continue
+            module = self.experiment.build_model(self.member.setting, self.member.fold)
+            weight, bias = task.problem.design.model_weights(found)
+            with torch.no_grad():
+                named = dict(module.named_parameters())
+                named["linear.weight"].copy_(weight)
+                if bias is not None:
+                    named["linear.bias"].copy_(bias)
+            train = self.experiment.problem.folds[self.member.fold].train
+            outcome = self._outcome(module, task.names, train)
+            assert outcome.score is not None
+            yield Epoch(self.member, 0, outcome.score)
+            yield Done(self.member, outcome)
+
+    def _outcome(
+        self, module: nn.Module, names: Sequence[str], train: NDArray[np.int64]
+    ) -> Outcome:
+        """What a trained module comes to, on its fold's test and training rows."""
+        experiment, problem, fold = self.experiment, self.experiment.problem, self.member.fold
+        x, test, parameters = problem.x_of(fold), problem.folds[fold].test, trainable(module)
+        outputs = predict(module, x, test, problem.n_outputs)
+        train_outputs = predict(module, x, train, problem.n_outputs)
+        return Outcome(
+            score=judge(experiment, experiment.score, outputs, fold, test),
+            train_score=judge(experiment, experiment.score, train_outputs, fold, train),
+            nonzero=sum(int(torch.count_nonzero(parameters[name])) for name in names),
+            more_scores={
+                score.name: judge(experiment, score, outputs, fold, test)
+                for score in experiment.more_scores
+            },
         )
 
 

@@ -260,3 +260,17 @@ def ordered():
     """Two classes, one a fold of their own: the ROC AUC of a fold is undefined."""
     _, x = rows(40)
     return {"X": x, "y": np.repeat([0, 1], 20), "folds": np.repeat([0, 1], 20)}
+
+
+def wide():
+    """More columns than rows."""
+    rng, x = rows(30, 80)
+    return x, x[:, :5] @ rng.normal(size=5)
+
+
+class NotANumber(SoftThreshold):
+    """From lambda 1 on."""
+
+    def prox(self, w: Tensor, step: Tensor) -> Tensor:
+        new = super().prox(w, step)
+        return torch.where(self.lam < 1, new, torch.nan)
