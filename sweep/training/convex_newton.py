@@ -23,6 +23,8 @@ OVERHEAD_FLOPS = 4e7
 """What starting a round costs, in the same coin."""
 HALVINGS, STALLS, ROUNDS = 20, 4, 40
 ROUNDING = 1e-14
+LEAST_SHARE = 2**-5
+"""Of a Newton step: where no more of it is any good, the support is not yet the right one."""
 DAMPING = 1e-10
 """Of the Hessian's largest diagonal entry, added to all of it where flat directions do no harm:
 those in which all classes' weights of a column grow together, and those that end at a kink."""
@@ -83,14 +85,14 @@ class Newton:
         if direction is None:
             return State.STUCK
         share = 1.0
-        for _ in range(HALVINGS):
+        while share >= LEAST_SHARE:
             new = base.clone()
             new[active] += share * direction
             new = self.penalty.keep_signs(base, new)
             if self._goes_to(new):
                 return State.GOING
             share /= 2
-        return State.GOING
+        return State.STUCK
 
     def _identify(self) -> None:
         """A proximal step, as long as does not raise the objective."""

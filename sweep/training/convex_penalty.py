@@ -74,7 +74,8 @@ class Blocks(NamedTuple):
         return torch.cat([p if p.ndim == 2 else p.unsqueeze(1) for p in moved], dim=1)
 
     def slope(self, w: Float[Tensor, "K P"]) -> Float[Tensor, "K P"]:
-        return torch.func.grad(self.value)(w)
+        found: Tensor = torch.func.grad(self.value)(w)
+        return found
 
     def add_bend(self, hessian: Float[Tensor, "A A"], w: Tensor, active: Tensor) -> None:
         index = active.flatten().nonzero().squeeze(1)

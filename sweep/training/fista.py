@@ -41,6 +41,8 @@ GROWTH, SAFETY = 1.2, 0.95
 """How fast a step may grow, and how much of what the curvature allows it takes."""
 ITERATION_FLOPS = 4e5
 """What starting an iteration costs beside its arithmetic."""
+NEWTON_AIM = 1e-3
+"""Of the tolerance: the last of its rounds gains more digits than all before."""
 NEWTON_SHARE = 0.5
 """Of a round's flops that first-order steps must have cost before it is tried."""
 
@@ -93,7 +95,7 @@ class Effort:
         return cost <= MOST_FLOPS and self.spent >= NEWTON_SHARE * self.patience * cost
 
     def newton_failed(self) -> None:
-        self.spent, self.patience = 0.0, 4 * self.patience
+        self.spent, self.patience = 0.0, 1.5 * self.patience
 
 
 @dataclass
@@ -128,12 +130,13 @@ class ConvexMember:
 
     def newton(self, at: Point) -> Newton:
         loss, step = self.problem.loss, float(at.step)
-        return Newton(loss, self.penalty, at.w, at.w_image, step, self.tolerance)
+        aim = NEWTON_AIM * (self.tolerance - self.problem.rounding) + self.problem.rounding
+        return Newton(loss, self.penalty, at.w, at.w_image, step, aim)
 
     def after_newton(self, newton: Newton, state: State) -> tuple[Point, float, Verdict]:
         """Where it goes on from, the residual there, and what becomes of it."""
         at = start_point(self.problem, newton.w, newton.step)
-        if state is State.SOLVED:
+        if state is State.SOLVED or newton.residual <= self.tolerance:
             return at, newton.residual, Verdict.SOLVED
         self.effort.newton_failed()
         return at, newton.residual, Verdict.FAILED if self.is_spent else Verdict.GOING
@@ -241,7 +244,9 @@ class Verdict(Enum):
 def verdict(task: ConvexMember, residual: float, active: int) -> Verdict:
     """Whether it is at the optimum, goes to Newton's method, or has failed."""
     if residual <= task.tolerance:
-        return Verdict.SOLVED
+        # Where Newton's method once came too early, iterations are many and far from exact.
+        again = task.uses_newton and task.effort.patience > 1 and not task.is_spent
+        return Verdict.REFINED if again else Verdict.SOLVED
     if math.isnan(residual):
         return Verdict.FAILED
     if task.uses_newton and task.effort.newton_is_due(task.problem, active):

@@ -167,7 +167,19 @@ class Solver:
         for key, tasks in joining.items():
             problem = tasks[0].problem
             start = start_point(problem, problem.start, problem.first_step)
-            self._stacks[key].join(tasks, [start] * len(tasks))
+            events += self._join(key, tasks, [start] * len(tasks))
+        return events
+
+    def _join(
+        self, key: tuple[int, str, str], tasks: Sequence[ConvexMember], points: Sequence[Point]
+    ) -> list[Event]:
+        """Members enter a stack, unless fewer iterations are left than it takes at once."""
+        events: list[Event] = []
+        if tasks[0].left < CHECK:
+            for task, point in zip(tasks, points, strict=True):
+                events += self._leave(task, *_last_iterations(task, point))
+        else:
+            self._stacks[key].join(tasks, points)
         return events
 
     def _look(self, stack: Stack) -> list[Event]:
@@ -217,8 +229,7 @@ class Solver:
         self._refined.popleft()
         at, residual, found = task.after_newton(newton, state)
         if found is Verdict.GOING and not self._is_over(task):
-            self._stacks[task.key].join([task], [at])
-            return []
+            return self._join(task.key, [task], [at])
         return self._leave(task, found, at._replace(residual=torch.tensor(residual)))
 
 

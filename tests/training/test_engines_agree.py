@@ -85,12 +85,12 @@ def test_every_entry_is_a_case():
     assert set(REGULARIZERS) <= set(PENALTIES)
 
 
-def assert_agree(study, trials=None, slots=64):
+def assert_agree(study, trials=None, slots=64, float64_tolerance=1e-9):
     exp = experiment(study)
     trials = trials or {i: {"learning_rate": rate} for i, rate in enumerate(RATES)}
     lanes = train(exp, trials, "lanes", slots)
     alone = train(exp, trials, "reference")
-    tolerance = 1e-9 if exp.spec.train.dtype == "float64" else 1e-4
+    tolerance = float64_tolerance if exp.spec.train.dtype == "float64" else 1e-4
     assert lanes.keys() == alone.keys() == trials.keys()
     for number, one in alone.items():
         many = lanes[number]
