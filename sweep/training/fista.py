@@ -249,9 +249,10 @@ def verdict(task: ConvexMember, residual: float, active: int) -> Verdict:
         return Verdict.REFINED if again else Verdict.SOLVED
     if math.isnan(residual):
         return Verdict.FAILED
-    if task.uses_newton and task.effort.newton_is_due(task.problem, active):
-        return Verdict.REFINED
-    return Verdict.FAILED if task.is_spent else Verdict.GOING
+    if task.is_spent:
+        return Verdict.FAILED
+    due = task.uses_newton and task.effort.newton_is_due(task.problem, active)
+    return Verdict.REFINED if due else Verdict.GOING
 
 
 def solve(task: ConvexMember) -> Iterator[Tensor | Failure | None]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -41,7 +42,26 @@ SLICE_SECONDS = 0.1
 STACK_FLOPS = 2e9
 """Of one iteration of a stack, so that it stays a fraction of a slice."""
 
+THREADED_FLOPS = 2e7
+"""Of one iteration: what is smaller is done before a second thread has woken up, and waiting for
+one costs dearly where other processes want it too.
+"""
+
 Prox = Callable[[Tensor, Tensor], Tensor]
+
+
+@contextmanager
+def _threads(*, worth: bool) -> Iterator[None]:
+    """All of torch's threads where they are worth it, else one."""
+    before = torch.get_num_threads()
+    if worth or before == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class Stack:
@@ -74,7 +94,8 @@ class Stack:
         assert self.at is not None
         if self.prox is None:
             self.prox = _prox_of_lanes([task.penalty for task in self.tasks])
-        self.at = iterate_lanes(self.loss, self.prox, self.at)
+        with _threads(worth=len(self.tasks) * self.loss.flops >= THREADED_FLOPS):
+            self.at = iterate_lanes(self.loss, self.prox, self.at)
         self.done += 1
 
 
@@ -193,14 +214,14 @@ class Solver:
         for i, task in enumerate(stack.tasks):
             task.effort.iterated(task.problem, CHECK)
             found = verdict(task, residuals[i], active[i])
+            if found is Verdict.GOING and task.left >= CHECK and not self._is_over(task):
+                going.append(i)
+                continue
             one = Point(*(part[i] for part in at))
             if found is Verdict.GOING and task.left < CHECK:
                 # The last few iterations are fewer than the stack takes at once.
                 found, one = _last_iterations(task, one)
-            if found is Verdict.GOING and not self._is_over(task):
-                going.append(i)
-            else:
-                events += self._leave(task, found, one)
+            events += self._leave(task, found, one)
         stack.keep(going)
         return events
 
@@ -222,7 +243,8 @@ class Solver:
     def _refine(self) -> list[Event]:
         """One of Newton's rounds, for the member that has waited longest."""
         task, newton = self._refined[0]
-        state = newton.round()
+        with _threads(worth=False):
+            state = newton.round()
         task.effort.iterations += 1
         if state is State.GOING and not task.is_spent and not self._is_over(task):
             return []

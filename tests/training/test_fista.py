@@ -231,7 +231,6 @@ def test_members_can_be_removed_and_stopped():
     engine = LanesEngine(exp, 4)
     for trial in range(4):
         engine.add(Member(trial, 0, exp.spec.setting({"lambda": 1e-6})))
-    engine.advance()
     engine.remove((0, 0))
     engine.limit((1, 0), 3)
     done = {}
