@@ -43,7 +43,7 @@ ITERATION_FLOPS = 4e5
 """What starting an iteration costs beside its arithmetic."""
 NEWTON_AIM = 1e-3
 """Of the tolerance: the last of its rounds gains more digits than all before."""
-NEWTON_SHARE = 0.5
+NEWTON_SHARE = 1.0
 """Of a round's flops that first-order steps must have cost before it is tried."""
 
 

@@ -42,7 +42,7 @@ SLICE_SECONDS = 0.1
 STACK_FLOPS = 2e9
 """Of one iteration of a stack, so that it stays a fraction of a slice."""
 
-THREADED_FLOPS = 2e7
+THREADED_FLOPS = 1e8
 """Of one iteration: what is smaller is done before a second thread has woken up, and waiting for
 one costs dearly where other processes want it too.
 """

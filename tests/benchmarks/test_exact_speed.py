@@ -141,12 +141,12 @@ def test_softmax_regression_with_l1(tmp_path):
 
     peer, model = seconds(scikit_learn, 1)
     print()
-    for tolerance in (1e-3, 1e-8):
+    for tolerance in (3e-3, 1e-8):
         raw = study(tmp_path / "digits.npz", "classification", lambdas, 5, tolerance=tolerance)
         spec, problem = ready(raw, tmp_path)
         ours, (experiment, _) = seconds(
             lambda spec=spec, problem=problem: trained(spec, problem, tmp_path, lambdas),
-            REPEATS if tolerance == 1e-3 else 1,
+            REPEATS if tolerance == 3e-3 else 1,
         )
         above = -np.inf
         for trial, lam in enumerate(lambdas):
@@ -159,7 +159,7 @@ def test_softmax_regression_with_l1(tmp_path):
             f"sweep {ours:.2f} s = {peer / ours:.1f}x; objective at most {above:+.1e} above"
         )
         assert above <= 1e-9
-        if tolerance == 1e-3:
+        if tolerance == 3e-3:
             assert peer / ours >= 10
 
 
