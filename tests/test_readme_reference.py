@@ -21,6 +21,7 @@ from sweep.problem.tables import MAX_LEVELS
 from sweep.search.pruning import PRUNERS
 from sweep.search.sampler import SAMPLERS
 from sweep.spec import models
+from sweep.spec.exact import MOST_ITERATIONS
 from sweep.spec.setting import EarlyStopping, StepSchedule
 from sweep.spec.study import (
     BuiltInRegularizer,
@@ -115,7 +116,7 @@ def test_every_key_of_a_study_file_is_in_the_table_with_its_default() -> None:
 
 def test_the_word_required_is_used_of_keys_that_are() -> None:
     required = {key for key, default in keys_with_defaults() if default == "required"}
-    always = {"study", "data.source", "task", "model", "train.learning_rate"}
+    always = {"study", "data.source", "task", "model"}
     assert required == {*always, "train.schedule.every"}
 
 
@@ -175,6 +176,7 @@ def test_numbers_in_the_text_are_those_in_the_code() -> None:
     assert f"noticed after {LEASE_SECONDS:.0f} seconds" in README
     assert f"at most {MAX_SLOTS}, and no more than half of the free memory" in README
     assert SHARE == 0.5
+    assert f"{MOST_ITERATIONS:,} iterations" in README
     assert f"tried again for {RESTART_SECONDS:.0f} seconds" in README
     assert MAX_ATTEMPTS == 3 and "lost three workers" in README
 

@@ -27,6 +27,7 @@ EXPECTED = [
     "article.yaml",
     "breast_cancer_logistic.yaml",
     "diabetes_linear.yaml",
+    "diabetes_path.yaml",
     "digits_cnn.yaml",
     "digits_mlp.yaml",
     "exploding_rnn.yaml",
@@ -34,6 +35,13 @@ EXPECTED = [
     "stability_map.yaml",
     "table.yaml",
 ]
+PUBLISHED = {
+    "none": (None, 0.50175495),
+    "l2": (0.00562341, 0.50100532),
+    "l1": (0.01, 0.50065397),
+    "elastic_net": (0.0177828, 0.50068864),
+}
+"""lambda and score of the best trial, of 25 lambdas, on scikit-learn's diabetes data."""
 START, LAMBDA, STEPS = 100.0, 0.01, 1000
 
 
@@ -267,10 +275,22 @@ def shows_table(result: sweep.Result, database: sweep.Database) -> None:
     assert sum("left out" in text for text in plan.notices) == 3
 
 
+def shows_diabetes_path(result: sweep.Result, database: sweep.Database) -> None:
+    """The published optima, each at its place on the path."""
+    trials = result.trials()
+    assert set(trials["state"]) == {"COMPLETE"}
+    for regularizer, (lam, score) in PUBLISHED.items():
+        own = trials[trials["regularizer"] == regularizer]
+        best = own.loc[own["score"].idxmin()]
+        assert best["score"] == pytest.approx(score, abs=1e-8)
+        assert lam is None or best["lambda"] == pytest.approx(lam, rel=1e-4)
+
+
 SHOWS: dict[str, Any] = {
     "adding_rnn.yaml": shows_adding_rnn,
     "breast_cancer_logistic.yaml": shows_breast_cancer,
     "diabetes_linear.yaml": shows_diabetes,
+    "diabetes_path.yaml": shows_diabetes_path,
     "digits_cnn.yaml": shows_digits_cnn,
     "digits_mlp.yaml": shows_digits_mlp,
     "exploding_rnn.yaml": shows_exploding_rnn,

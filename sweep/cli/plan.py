@@ -48,6 +48,7 @@ def check(
 def _facts(plan: Plan) -> list[tuple[str, str]]:
     """The plan in words, a line a question."""
     from sweep.insight.words import number, value_text
+    from sweep.spec.exact import EXACT
 
     train, test = zip(*plan.folds, strict=True)
     shape = " x ".join(map(str, plan.input_shape))
@@ -69,7 +70,9 @@ def _facts(plan: Plan) -> list[tuple[str, str]]:
     facts.append(
         ("members", f"{plan.members:,} = {plan.trials:,} trials x {len(plan.folds)} folds")
     )
-    facts.append(("steps", f"{_span(plan.steps)} a member"))
+    exact = plan.fixed.get("optimizer") == EXACT
+    until = ", or fewer: the exact solver stops at the optimum" if exact else ""
+    facts.append(("steps", f"{_span(plan.steps)} a member{until}"))
     facts.append(("model", f"{_span(plan.parameters)} parameters"))
     facts.append(
         ("memory", f"about {_bytes(plan.memory)}, with {plan.slots} members in training at once")

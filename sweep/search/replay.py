@@ -15,6 +15,7 @@ from sweep.problem.prepare import Problem, prepare
 from sweep.search.environment import package_versions
 from sweep.search.study import describe_data, stored_spec
 from sweep.spec import Choices, StudySpec
+from sweep.spec.exact import EXACT
 from sweep.store.provenance import differences
 from sweep.store.storage import Store
 from sweep.training.experiment import Experiment
@@ -23,6 +24,8 @@ from sweep.training.schedule import Finished, Schedule, TrialResult
 
 TOLERANCE = {"float32": 1e-4, "float64": 1e-9}
 """The largest relative difference of scores that counts as the same."""
+EXACT_TOLERANCES = 100
+"""How many times `train.tolerance` two exact solutions may differ in their scores."""
 ALLOW_VARIABLE = "SWEEP_ALLOW"
 _COMPARED = ("reason", "step", "fold")
 
@@ -81,9 +84,16 @@ def replay(store: Store, study: str, number: int, allow: Collection[str] = ()) -
         state=trial.state.name,
         scores=list(_scores(trial, result, waves=spec.pruner == "wilcoxon")),
         failure=list(_failures(trial, result)),
-        tolerance=TOLERANCE[spec.train.dtype],
+        tolerance=_tolerance(spec),
         changes=_changes(attrs, problem),
     )
+
+
+def _tolerance(spec: StudySpec) -> float:
+    """The exact solver's answers are as exact as they were asked to be."""
+    allowed = TOLERANCE[spec.train.dtype]
+    exact = spec.train.optimizer == EXACT
+    return max(allowed, EXACT_TOLERANCES * spec.train.tolerance) if exact else allowed
 
 
 def check_allowed(spec: StudySpec, study: str, allow: Collection[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from sweep.spec.exact import EXACT, check_exact
 from sweep.spec.knobs import Choices, FloatRange, IntRange, encode_choice
 from sweep.spec.setting import WITH_MOMENTUM
 
@@ -15,6 +16,7 @@ def check_possible(spec: StudySpec) -> None:
     """Raises ValueError, with what to do, for the first rule that the study breaks."""
     checks = (
         _check_lambda,
+        _check_optimizer,
         _check_recurrence,
         _check_momentum,
         _check_decay,
@@ -51,6 +53,22 @@ def _check_recurrence(spec: StudySpec) -> None:
             "gradient's length from step to step of h' = act(W x + U h), a recurrence that no "
             "other model here has"
         )
+
+
+def _check_optimizer(spec: StudySpec) -> None:
+    optimizers = _values(spec.train.optimizer)
+    if EXACT not in optimizers:
+        if spec.train.learning_rate is None:
+            raise ValueError(f"train.learning_rate is missing: {optimizers[0]} needs one, above 0")
+        if spec.train.tolerance != type(spec.train).model_fields["tolerance"].default:
+            raise ValueError(f"train.tolerance is given, but only optimizer {EXACT} has one")
+        return
+    if isinstance(spec.train.optimizer, Choices):
+        raise ValueError(
+            f"train.optimizer: {EXACT} may not stand among choices: it finds the optimum and takes "
+            "none of the others' settings. Give it alone, and the others a study of their own"
+        )
+    check_exact(spec)
 
 
 def _check_momentum(spec: StudySpec) -> None:

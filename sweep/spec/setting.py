@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
@@ -12,6 +12,8 @@ from sweep.spec.knobs import Count, NonNegative, Strict
 
 WITH_MOMENTUM = ("sgd", "normalized_sgd", "rmsprop")
 """Optimizers that take `momentum`; adam and adamw have their own."""
+if TYPE_CHECKING:
+    from sweep.spec.study import TrainSpec
 
 
 class StepSchedule(Strict):
@@ -62,14 +64,14 @@ class Setting:
     l1: str
     dtype: str
     early_stopping: EarlyStopping | None
+    tolerance: float
 
 
 def resolve(
     kind: str,
     model: Mapping[str, Any],
     values: Mapping[str, Any],
-    early_stopping: EarlyStopping | None,
-    dtype: str,
+    train: TrainSpec,
 ) -> Setting:
     """A Setting from knob values; what cannot matter is set to its neutral value."""
     regularizer, optimizer = values["regularizer"], values["optimizer"]
@@ -92,7 +94,7 @@ def resolve(
         lam=0.0 if regularizer == "none" or values["lambda"] is None else float(values["lambda"]),
         l1_ratio=float(values["l1_ratio"]),
         optimizer=optimizer,
-        learning_rate=float(values["learning_rate"]),
+        learning_rate=float(values["learning_rate"] or 0.0),
         momentum=float(momentum),
         nesterov=bool(values["nesterov"]) and momentum > 0 and optimizer == "sgd",
         weight_decay=float(values["weight_decay"]),
@@ -108,6 +110,7 @@ def resolve(
         schedule_factor=factor,
         warmup=float(values["warmup"]),
         l1=values["l1"],
-        dtype=dtype,
-        early_stopping=early_stopping,
+        dtype=train.dtype,
+        early_stopping=train.early_stopping,
+        tolerance=train.tolerance,
     )

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
+from sweep.spec.exact import EXACT, MOST_ITERATIONS
 from sweep.spec.knobs import (
     Choices,
     Count,
@@ -30,7 +31,7 @@ from sweep.spec.possible import check_possible
 from sweep.spec.setting import EarlyStopping, Setting, StepSchedule, resolve
 
 Task = Literal["regression", "classification"]
-Optimizer = Literal["sgd", "normalized_sgd", "adam", "adamw", "rmsprop"]
+Optimizer = Literal["sgd", "normalized_sgd", "adam", "adamw", "rmsprop", "fista"]
 Schedule = Literal["constant", "cosine", "step"] | StepSchedule
 Sampler = Literal["tpe", "gp", "cmaes", "random", "grid", "qmc"]
 Pruner = Literal["none", "median", "hyperband", "wilcoxon"]
@@ -74,7 +75,7 @@ class TrainSpec(Strict):
     """How one model is trained."""
 
     optimizer: Knob[Optimizer] = "sgd"
-    learning_rate: FloatKnob[Positive, Positive]
+    learning_rate: FloatKnob[Positive, Positive] | None = None
     momentum: FloatKnob[Fraction, Fraction] = 0.0
     nesterov: Switch = False
     weight_decay: FloatKnob[NonNegative, NonNegative] = 0.0
@@ -90,6 +91,15 @@ class TrainSpec(Strict):
     early_stopping: EarlyStopping | None = None
     l1: Knob[Literal["proximal", "subgradient"]] = "proximal"
     dtype: Literal["float32", "float64"] = "float32"
+    tolerance: Positive = 1e-8
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_fista(cls, given: Any) -> Any:
+        """It looks at all rows in every iteration, and ends by itself."""
+        if isinstance(given, Mapping) and given.get("optimizer") == EXACT:
+            return {"batch_size": "full", "epochs": MOST_ITERATIONS, **given}
+        return given
 
 
 class FoldsSpec(Strict):
@@ -216,7 +226,7 @@ class StudySpec(Strict):
             for name, value in values.items()
             if name not in model_names
         }
-        return resolve(self.model.kind, model, rest, self.train.early_stopping, self.train.dtype)
+        return resolve(self.model.kind, model, rest, self.train)
 
     def substance(self) -> dict[str, Any]:
         """What must not change when a study is continued, as JSON values."""
@@ -234,7 +244,7 @@ def _paths(spec: StudySpec) -> Iterator[tuple[str, Any]]:
     for key, value in (spec.model.model_extra or {}).items():
         yield f"model.{key}", value
     for key in TrainSpec.model_fields:
-        if key not in ("early_stopping", "dtype"):
+        if key not in ("early_stopping", "dtype", "tolerance"):
             yield f"train.{key}", getattr(spec.train, key)
 
 

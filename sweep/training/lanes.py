@@ -13,7 +13,9 @@ from typing import Any
 import torch
 
 from sweep.errors import SweepError
+from sweep.spec.exact import EXACT
 from sweep.training.experiment import Experiment
+from sweep.training.lanes_fista import Solver
 from sweep.training.lanes_member import LaneModel
 from sweep.training.lanes_program import Program
 from sweep.training.member import Done, Event, Member
@@ -47,6 +49,7 @@ class LanesEngine:
         self.compile_when = compile_when
         self.memory = int(SHARE * free_bytes()) if memory is None else memory
         self.reference = ReferencePool(experiment, notice, memory=self.memory)
+        self.solver = Solver(experiment, slots)
         # It would tell a user to report to PyTorch what this engine measures and decides itself.
         torch._C._functorch._set_vmap_fallback_warning_enabled(False)  # type: ignore[attr-defined]
         self._programs: dict[Any, Program] = {}
@@ -61,9 +64,13 @@ class LanesEngine:
 
     @property
     def pending(self) -> int:
-        return sum(p.pending for p in self._programs.values()) + self.reference.pending
+        lanes = sum(p.pending for p in self._programs.values())
+        return lanes + self.solver.pending + self.reference.pending
 
     def add(self, member: Member) -> None:
+        if member.setting.optimizer == EXACT:
+            self.solver.waiting.append(member)
+            return
         try:
             model = LaneModel.build(self.experiment, member)
         except (Exception, SystemExit):
@@ -108,6 +115,8 @@ class LanesEngine:
             how = "compiled" if all(compiled) else "partly compiled" if any(compiled) else "eager"
             many = f" in {len(programs)} programs" if len(programs) > 1 else ""
             parts.append(f"lanes, {slots} slots{many}, {how}")
+        if self.solver.pending:
+            parts.append(f"lanes, {self.solver.slots} slots, exact solver")
         if self._one_by_one or self.reference.pending:
             why = f": {self._why}" if self._why else ""
             parts.append(self.reference.describe() + why)
@@ -118,12 +127,14 @@ class LanesEngine:
         for program in self._programs.values():
             if any(model.member.name == name for model in program.models()):
                 program.limits[name] = steps
+        self.solver.limit(name, steps)
         self.reference.limit(name, steps)
 
     def remove(self, name: tuple[int, int]) -> None:
         for key, program in self._programs.items():
             program.remove(name)
             self._models[key].pop(name, None)
+        self.solver.remove(name)
         self.reference.remove(name)
 
     def close(self) -> None:
@@ -134,6 +145,8 @@ class LanesEngine:
 
     def advance(self) -> list[Event]:
         """Trains for a moment; programs take turns."""
+        if self.solver.pending:
+            return self.solver.advance()
         busy = [key for key, program in self._programs.items() if program.pending]
         if not busy:
             return self.reference.advance()

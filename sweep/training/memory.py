@@ -16,7 +16,7 @@ try:
 except ImportError:  # not on Windows
     resource = None  # type: ignore[assignment]
 
-MOMENTS = {"sgd": 1, "normalized_sgd": 1, "rmsprop": 2, "adam": 2, "adamw": 2}
+MOMENTS = {"sgd": 1, "normalized_sgd": 1, "rmsprop": 2, "adam": 2, "adamw": 2, "fista": 6}
 """Tensors the size of the parameters that an optimizer keeps."""
 SHARE = 0.5
 """Of the memory that is free, the part that lanes may take."""

@@ -23,7 +23,9 @@ from sweep.spec import (
     StudySpec,
     encode_choice,
 )
+from sweep.spec.exact import EXACT
 from sweep.spec.models import BUILT_IN
+from sweep.training.convex_penalty import make_convex_penalty
 from sweep.training.experiment import Experiment
 from sweep.training.memory import machine_bytes
 from sweep.training.penalty import make_penalty
@@ -116,6 +118,8 @@ def _check_penalty(
     experiment: Experiment, setting: Setting, module: nn.Module, names: Sequence[str]
 ) -> None:
     """Tries a user's regularizer on the parameters that it is for, and whether there are any."""
+    if setting.optimizer == EXACT:
+        make_convex_penalty(experiment, setting, tuple(names), columns=1)
     penalty = make_penalty(experiment, setting)
     if penalty.recurrent:
         recurrent_weights(module, names)
@@ -130,7 +134,9 @@ def _check_penalty(
         for name in names:
             step = torch.ones_like(parameters[name])
             step = (
-                step if not setting.optimizer.endswith("sgd") else torch.ones((), dtype=step.dtype)
+                torch.ones((), dtype=step.dtype)
+                if setting.optimizer.endswith("sgd") or setting.optimizer == EXACT
+                else step
             )
             penalty.prox(name, parameters[name], step)
     except SweepError:

@@ -9,9 +9,11 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sweep.errors import SweepError
@@ -20,6 +22,7 @@ from sweep.problem.losses import loss_per_sample
 from sweep.problem.models import penalized
 from sweep.problem.randomness import Stream, derive_seed, permutation
 from sweep.problem.scaling import ScaledRows
+from sweep.spec.exact import EXACT
 from sweep.training import through_time
 from sweep.training.clipping import clip_in_place
 from sweep.training.diagnosis import diagnose
@@ -31,6 +34,7 @@ from sweep.training.divergence import (
     observe,
 )
 from sweep.training.experiment import Experiment
+from sweep.training.fista import ConvexMembers, solve
 from sweep.training.member import (
     Done,
     Epoch,
@@ -59,6 +63,7 @@ class ReferenceEngine:
 
     def __init__(self, experiment: Experiment) -> None:
         self.experiment = experiment
+        self.convex = ConvexMembers(experiment)
         self._runs: dict[tuple[int, int], Run] = {}
         self.ended = 0
 
@@ -77,7 +82,7 @@ class ReferenceEngine:
         return self.ended + sum(run.part_done for run in self._runs.values())
 
     def add(self, member: Member) -> None:
-        self._runs[member.name] = Run(self.experiment, member)
+        self._runs[member.name] = Run(self.experiment, member, self.convex)
 
     def expect(self, members: int) -> None:
         """About so many members more are to come; here it changes nothing."""
@@ -116,15 +121,16 @@ class ReferenceEngine:
 class Run:
     """One member in training."""
 
-    def __init__(self, experiment: Experiment, member: Member) -> None:
-        self.experiment, self.member = experiment, member
+    def __init__(self, experiment: Experiment, member: Member, convex: ConvexMembers) -> None:
+        self.experiment, self.member, self.convex = experiment, member, convex
         self.limit: int | None = None
         self.epochs_done = 0
         self.epoch = 0
         self.step = 0
         self.steps = 0
         self._until = 0.0
-        self._events = self._train()
+        exact = member.setting.optimizer == EXACT
+        self._events: Iterator[Event | None] = self._solve() if exact else self._train()
 
     @property
     def part_done(self) -> float:
@@ -244,19 +250,51 @@ class Run:
             return
         if best is not None:
             module.load_state_dict(best[2])
-            outputs = predict(module, x, plan.test, problem.n_outputs)
-        train_outputs = predict(module, x, plan.train, problem.n_outputs)
-        yield Done(
-            member,
-            Outcome(
-                score=judge(experiment, experiment.score, outputs, fold, plan.test),
-                train_score=judge(experiment, experiment.score, train_outputs, fold, plan.train),
-                nonzero=sum(int(torch.count_nonzero(parameters[name])) for name in names),
-                more_scores={
-                    score.name: judge(experiment, score, outputs, fold, plan.test)
-                    for score in experiment.more_scores
-                },
-            ),
+        yield Done(member, self._outcome(module, names, plan.train))
+
+    def _solve(self) -> Iterator[Event | None]:
+        """The exact solver's steps, then one report: the score of the optimum."""
+        task = self.convex.make(self.member)
+        for found in solve(task):
+            self.step = task.effort.iterations
+            if self.limit is not None and self.step >= self.limit:
+                yield Done(self.member, Outcome(stopped=True))
+                return
+            if isinstance(found, Failure):
+                yield Done(self.member, Outcome(failure=found))
+                return
+            if found is None:
+                yield None
+                continue
+            module = self.experiment.build_model(self.member.setting, self.member.fold)
+            weight, bias = task.problem.design.model_weights(found)
+            with torch.no_grad():
+                named = dict(module.named_parameters())
+                named["linear.weight"].copy_(weight)
+                if bias is not None:
+                    named["linear.bias"].copy_(bias)
+            train = self.experiment.problem.folds[self.member.fold].train
+            outcome = self._outcome(module, task.names, train)
+            assert outcome.score is not None
+            yield Epoch(self.member, 0, outcome.score)
+            yield Done(self.member, outcome)
+
+    def _outcome(
+        self, module: nn.Module, names: Sequence[str], train: NDArray[np.int64]
+    ) -> Outcome:
+        """What a trained module comes to, on its fold's test and training rows."""
+        experiment, problem, fold = self.experiment, self.experiment.problem, self.member.fold
+        x, test, parameters = problem.x_of(fold), problem.folds[fold].test, trainable(module)
+        outputs = predict(module, x, test, problem.n_outputs)
+        train_outputs = predict(module, x, train, problem.n_outputs)
+        return Outcome(
+            score=judge(experiment, experiment.score, outputs, fold, test),
+            train_score=judge(experiment, experiment.score, train_outputs, fold, train),
+            nonzero=sum(int(torch.count_nonzero(parameters[name])) for name in names),
+            more_scores={
+                score.name: judge(experiment, score, outputs, fold, test)
+                for score in experiment.more_scores
+            },
         )
 
 

@@ -290,3 +290,17 @@ class Slow(LooksAtData):
     def forward(self, x: Tensor) -> Tensor:
         time.sleep(0.02)
         return super().forward(x)
+
+
+def wide():
+    """More columns than rows."""
+    rng, x = rows(30, 80)
+    return x, x[:, :5] @ rng.normal(size=5)
+
+
+class NotANumber(SoftThreshold):
+    """From lambda 1 on."""
+
+    def prox(self, w: Tensor, step: Tensor) -> Tensor:
+        new = super().prox(w, step)
+        return torch.where(self.lam < 1, new, torch.nan)

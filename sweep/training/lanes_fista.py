@@ -1,0 +1,324 @@
+"""The exact solver for many members: those on one fold are lanes of one stack.
+
+A stack takes the iterations of `sweep.training.fista` with all its lanes at once, and lets each
+go when it is solved, when it is Newton's turn, or when its iterations are used up. Newton's
+rounds are one model's affair. Between any two of them `advance` may return.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+from torch.utils._pytree import tree_map
+
+from sweep.training.convex_loss import FoldLoss
+from sweep.training.convex_newton import Newton, State
+from sweep.training.convex_penalty import Blocks, ConvexPenalty, Separable
+from sweep.training.experiment import Experiment
+from sweep.training.fista import (
+    CHECK,
+    GROWTH,
+    SAFETY,
+    ConvexMember,
+    ConvexMembers,
+    Point,
+    Verdict,
+    iterate,
+    start_point,
+    verdict,
+)
+from sweep.training.lanes_optimum import outcomes
+from sweep.training.member import Done, Epoch, Event, Member, Outcome
+from sweep.training.reference import error_failure
+
+SLICE_SECONDS = 0.1
+"""`advance` returns about that often."""
+STACK_FLOPS = 2e9
+"""Of one iteration of a stack, so that it stays a fraction of a slice."""
+
+THREADED_FLOPS = 1e8
+"""Of one iteration: what is smaller is done before a second thread has woken up, and waiting for
+one costs dearly where other processes want it too.
+"""
+
+Prox = Callable[[Tensor, Tensor], Tensor]
+
+
+@contextmanager
+def _threads(*, worth: bool) -> Iterator[None]:
+    """All of torch's threads where they are worth it, else one."""
+    before = torch.get_num_threads()
+    if worth or before == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class Stack:
+    """Lanes on one fold, all between the same two looks."""
+
+    def __init__(self, loss: FoldLoss) -> None:
+        self.loss = loss
+        self.tasks: list[ConvexMember] = []
+        self.at: Point | None = None
+        self.prox: Prox | None = None
+        self.done = 0
+
+    def join(self, tasks: Sequence[ConvexMember], points: Sequence[Point]) -> None:
+        """Members that start, or come back from Newton's method."""
+        new = Point(*(torch.stack(parts) for parts in zip(*points, strict=True)))
+        if self.at is not None:
+            new = Point(*(torch.cat(parts) for parts in zip(self.at, new, strict=True)))
+        self.at, self.prox = new, None
+        self.tasks += tasks
+
+    def keep(self, places: Sequence[int]) -> None:
+        """The lanes at these places stay."""
+        if len(places) == len(self.tasks) or self.at is None:
+            return
+        index = torch.tensor(places, dtype=torch.int64)
+        self.at = Point(*(part[index] for part in self.at)) if places else None
+        self.tasks, self.prox = [self.tasks[i] for i in places], None
+
+    def iterate(self) -> None:
+        assert self.at is not None
+        if self.prox is None:
+            self.prox = _prox_of_lanes([task.penalty for task in self.tasks])
+        with _threads(worth=len(self.tasks) * self.loss.flops >= THREADED_FLOPS):
+            self.at = iterate_lanes(self.loss, self.prox, self.at)
+        self.done += 1
+
+
+class Solver:
+    """All members that the exact solver is asked for."""
+
+    def __init__(self, experiment: Experiment, slots: int) -> None:
+        self.experiment, self.slots = experiment, slots
+        self.members = ConvexMembers(experiment)
+        self.waiting: deque[Member] = deque()
+        self.limits: dict[tuple[int, int], int] = {}
+        self._stacks: dict[tuple[int, str, str], Stack] = {}
+        self._refined: deque[tuple[ConvexMember, Newton]] = deque()
+        self._solved: list[tuple[ConvexMember, Tensor]] = []
+        self._turn = 0
+
+    @property
+    def in_training(self) -> int:
+        stacked = sum(len(stack.tasks) for stack in self._stacks.values())
+        return stacked + len(self._refined) + len(self._solved)
+
+    @property
+    def pending(self) -> int:
+        return len(self.waiting) + self.in_training
+
+    def limit(self, name: tuple[int, int], steps: int) -> None:
+        """The member ends, `stopped`, once it has tried so many iterations."""
+        if self.pending:
+            self.limits[name] = steps
+
+    def remove(self, name: tuple[int, int]) -> None:
+        self.waiting = deque(m for m in self.waiting if m.name != name)
+        for stack in self._stacks.values():
+            stack.keep([i for i, t in enumerate(stack.tasks) if t.member.name != name])
+        self._refined = deque(pair for pair in self._refined if pair[0].member.name != name)
+        self._solved = [pair for pair in self._solved if pair[0].member.name != name]
+        self.limits.pop(name, None)
+
+    def advance(self) -> list[Event]:
+        """Solves until something happened, or for `SLICE_SECONDS`."""
+        until = time.monotonic() + SLICE_SECONDS
+        events: list[Event] = []
+        while time.monotonic() < until:
+            events += self._fill()
+            if self._refined:
+                events += self._refine()
+            else:
+                busy = [stack for stack in self._stacks.values() if stack.tasks]
+                if not busy or events or self._solved:
+                    break
+                # A stack is finished with before the next: its data are at hand.
+                stack = min(busy, key=lambda stack: stack.tasks[0].member.trial)
+                while stack.done < CHECK and time.monotonic() < until:
+                    stack.iterate()
+                if stack.done == CHECK:
+                    events += self._look(stack)
+        solved, self._solved = self._solved, []
+        for task, outcome in outcomes(self.experiment, solved):
+            if outcome.score is not None:
+                events.append(Epoch(task.member, 0, outcome.score))
+            events.append(self._end(task, outcome))
+        return events
+
+    def _end(self, task: ConvexMember, outcome: Outcome) -> Done:
+        self.limits.pop(task.member.name, None)
+        return Done(task.member, outcome)
+
+    def _fill(self) -> list[Event]:
+        """Starts waiting members while there is room for them."""
+        events: list[Event] = []
+        joining: dict[tuple[int, str, str], list[ConvexMember]] = {}
+        while self.waiting and self.in_training + sum(map(len, joining.values())) < self.slots:
+            member = self.waiting[0]
+            try:
+                task = self.members.make(member)
+            except MemoryError:
+                raise
+            except (Exception, SystemExit) as error:
+                self.waiting.popleft()
+                failure = error_failure(error, member, 0, 0)
+                events.append(Done(member, Outcome(failure=failure)))
+                continue
+            stack = self._stacks.setdefault(task.key, Stack(task.problem.loss))
+            inside = len(stack.tasks) + len(joining.get(task.key, []))
+            too_many = inside > 0 and (inside + 1) * task.problem.loss.flops > STACK_FLOPS
+            if too_many or stack.done:
+                break
+            self.waiting.popleft()
+            joining.setdefault(task.key, []).append(task)
+        for key, tasks in joining.items():
+            problem = tasks[0].problem
+            start = start_point(problem, problem.start, problem.first_step)
+            events += self._join(key, tasks, [start] * len(tasks))
+        return events
+
+    def _join(
+        self, key: tuple[int, str, str], tasks: Sequence[ConvexMember], points: Sequence[Point]
+    ) -> list[Event]:
+        """Members enter a stack, unless fewer iterations are left than it takes at once."""
+        events: list[Event] = []
+        if tasks[0].left < CHECK:
+            for task, point in zip(tasks, points, strict=True):
+                events += self._leave(task, *_last_iterations(task, point))
+        else:
+            self._stacks[key].join(tasks, points)
+        return events
+
+    def _look(self, stack: Stack) -> list[Event]:
+        """What becomes of each lane after `CHECK` iterations."""
+        assert stack.at is not None
+        at, stack.done = stack.at, 0
+        events: list[Event] = []
+        going: list[int] = []
+        residuals = at.residual.tolist()
+        active = torch.count_nonzero(at.w, dim=(1, 2)).tolist()
+        for i, task in enumerate(stack.tasks):
+            task.effort.iterated(task.problem, CHECK)
+            found = verdict(task, residuals[i], active[i])
+            if found is Verdict.GOING and task.left >= CHECK and not self._is_over(task):
+                going.append(i)
+                continue
+            one = Point(*(part[i] for part in at))
+            if found is Verdict.GOING and task.left < CHECK:
+                # The last few iterations are fewer than the stack takes at once.
+                found, one = _last_iterations(task, one)
+            events += self._leave(task, found, one)
+        stack.keep(going)
+        return events
+
+    def _leave(self, task: ConvexMember, found: Verdict, at: Point) -> list[Event]:
+        if self._is_over(task) and found is not Verdict.SOLVED:
+            return [self._end(task, Outcome(stopped=True))]
+        if found is Verdict.FAILED:
+            return [self._end(task, Outcome(failure=task.failure(float(at.residual))))]
+        if found is Verdict.SOLVED:
+            self._solved.append((task, at.w))
+        else:
+            self._refined.append((task, task.newton(at)))
+        return []
+
+    def _is_over(self, task: ConvexMember) -> bool:
+        limit = self.limits.get(task.member.name)
+        return limit is not None and task.effort.iterations >= limit
+
+    def _refine(self) -> list[Event]:
+        """One of Newton's rounds, for the member that has waited longest."""
+        task, newton = self._refined[0]
+        with _threads(worth=False):
+            state = newton.round()
+        task.effort.iterations += 1
+        if state is State.GOING and not task.is_spent and not self._is_over(task):
+            return []
+        self._refined.popleft()
+        at, residual, found = task.after_newton(newton, state)
+        if found is Verdict.GOING and not self._is_over(task):
+            return self._join(task.key, [task], [at])
+        return self._leave(task, found, at._replace(residual=torch.tensor(residual)))
+
+
+def _last_iterations(task: ConvexMember, at: Point) -> tuple[Verdict, Point]:
+    count = task.left
+    for _ in range(count):
+        at = iterate(task.problem.loss, task.penalty, at)
+    task.effort.iterated(task.problem, count)
+    return verdict(task, float(at.residual), int(torch.count_nonzero(at.w))), at
+
+
+def iterate_lanes(loss: FoldLoss, prox: Prox, at: Point) -> Point:
+    """`iterate` for lanes; a lane whose step proves too long stays where it is."""
+    step = at.step[:, None, None]
+    slope = loss.slope(at.v_image)
+    u = prox(torch.sub(at.v, loss.gradient(slope).mul_(step)), at.step)
+    d, u_image = u - at.v, loss.image(u)
+    bend = loss.curvature(d, u_image - at.v_image, loss.slope(u_image) - slope)
+    size = (d * d).sum((1, 2))
+    allowed = SAFETY * size / bend.clamp(min=1e-300)
+    too_long = bend * at.step > size
+    longer = torch.minimum(GROWTH * at.step, torch.maximum(at.step, allowed))
+    moved = u - at.w
+    theta = (1 + torch.sqrt(1 + 4 * at.theta**2 * at.step / longer)) / 2
+    beta = (at.theta - 1) / theta
+    again = (d * moved).sum((1, 2)) < 0
+    theta, beta = torch.where(again, 1.0, theta), torch.where(again, 0.0, beta)
+    by = beta[:, None, None]
+    new = Point(
+        w=u,
+        w_image=u_image,
+        v=torch.addcmul(u, by, moved),
+        v_image=torch.addcmul(u_image, by, u_image - at.w_image),
+        theta=theta,
+        step=longer,
+        residual=d.abs().amax((1, 2)) / at.step,
+    )
+    if not too_long.any():
+        return new
+    stay = too_long.nonzero().squeeze(1)
+    for part, old in zip(new, at, strict=True):
+        part[stay] = old[stay]
+    new.step[stay] = torch.minimum(at.step / 2, allowed)[stay]
+    return new
+
+
+def _prox_of_lanes(penalties: Sequence[ConvexPenalty]) -> Prox:
+    """prox(u (L, K, P), step (L,)) of the lanes' own penalties."""
+    first = penalties[0]
+    if isinstance(first, Separable):
+        stacked = Separable(*(torch.stack(parts) for parts in zip(*penalties, strict=True)))
+        return lambda u, step: stacked.prox(u, step[:, None, None])
+    if first.is_custom:
+
+        def one_by_one(u: Tensor, step: Tensor) -> Tensor:
+            lanes = zip(penalties, u, step, strict=True)
+            return torch.stack([penalty.prox(part, t) for penalty, part, t in lanes])
+
+        return one_by_one
+    blocks = [p for p in penalties if isinstance(p, Blocks)]
+    parts = tree_map(
+        lambda *leaves: torch.stack(leaves) if isinstance(leaves[0], Tensor) else leaves[0],
+        *[(p.weight, p.bias) for p in blocks],
+    )
+    dims = tree_map(lambda leaf: 0 if isinstance(leaf, Tensor) else None, parts)
+
+    def one(parts: tuple[object, object], u: Tensor, step: Tensor) -> Tensor:
+        return first._replace(weight=parts[0], bias=parts[1]).prox(u, step)
+
+    return lambda u, step: vmap(one, in_dims=(dims, 0, 0))(parts, u, step)
