@@ -8,6 +8,8 @@ if TYPE_CHECKING:
     from sweep.spec.study import StudySpec
 
 EXACT = "fista"
+NOT_SOLVED = ("spectral", "orthogonal", "vanishing")
+"""Regularizers without a proximal step."""
 MOST_ITERATIONS = 10_000
 """The default of `train.epochs`."""
 
@@ -16,8 +18,11 @@ _WITHOUT = (
     "momentum",
     "nesterov",
     "weight_decay",
+    "decoupled_weight_decay",
     "clip_norm",
     "clip_value",
+    "clip_percentile",
+    "clip_layer",
     "schedule",
     "warmup",
     "early_stopping",
@@ -55,6 +60,13 @@ def check_exact(spec: StudySpec) -> None:
             f"model.init does not matter to train.optimizer {EXACT}, which finds the optimum from "
             "any start: leave it out"
         )
+    listed = spec.regularizer
+    for name in getattr(listed, "choices", [listed]):
+        if name in NOT_SOLVED:
+            raise ValueError(
+                f"regularizer {name} has no proximal step, which train.optimizer {EXACT} takes: "
+                "use none, l1, l2, elastic_net or group_lasso, or another optimizer"
+            )
     if spec.pruner in ("median", "hyperband"):
         raise ValueError(
             f"pruner {spec.pruner} compares unfinished models, and train.optimizer {EXACT} knows "

@@ -51,17 +51,32 @@ class Recipe(NamedTuple):
     weight_decay: float = 0.0
     clip_norm: float | None = None
     clip_value: float | None = None
+    clips_otherwise: bool = False
+    """By layer, or by a percentile of the norms so far."""
+    decoupled: bool = False
 
     @property
     def clips(self) -> bool:
-        return self.clip_norm is not None or self.clip_value is not None
+        return self.clip_norm is not None or self.clip_value is not None or self.clips_otherwise
+
+    @property
+    def bound_is_known(self) -> bool:
+        """Whether the growth of the norm tells the largest stable rate."""
+        return self.optimizer == "sgd" and not self.clips and not self.decays_beside_momentum
+
+    @property
+    def decays_beside_momentum(self) -> bool:
+        """Then the recurrence is none of those whose bound is known."""
+        return self.decoupled and self.momentum > 0 and self.weight_decay > 0
 
     @property
     def most_decay(self) -> float:
         """What lr * weight_decay must stay below: the decay is a quadratic of curvature 1."""
+        if self.decoupled or self.optimizer == "adamw":
+            return 2.0
         if self.optimizer == "sgd":
             return _most_curvature(self.momentum, self.nesterov)
-        return 2.0 if self.optimizer == "adamw" else math.inf
+        return math.inf
 
 
 class Growth(NamedTuple):
@@ -130,7 +145,7 @@ def advise(
     """
     rate, found = recipe.rates[-1], growth(norms, recipe.rates)
     bound = math.inf
-    if found is not None and recipe.optimizer == "sgd" and not recipe.clips:
+    if found is not None and recipe.bound_is_known:
         bound = stable_rate(rate, recipe.momentum, recipe.nesterov, found.rate)
     steady = found is not None and found.steady and bound < math.inf
     most = recipe.most_decay
@@ -171,7 +186,7 @@ def advise(
     seen = f"no steady growth of the norm was recorded{origin}"
     if finite and finite[-1] > JUMP * usual:
         seen = f"the norm jumped from {usual:.3g} to {finite[-1]:.3g}{origin}"
-        if recipe.optimizer == "sgd" and not recipe.clips:
+        if recipe.bound_is_known:
             bound = stable_rate(rate, recipe.momentum, recipe.nesterov, finite[-1] / usual)
     return f"{seen}: {_guess(recipe, bound)}{clip} (a guess: no growth to measure)"
 
@@ -190,6 +205,8 @@ def _why(recipe: Recipe) -> str:
         return f"the steps of {recipe.optimizer} are not gradient steps, so growth tells no bound"
     if recipe.clips:
         return "the gradient is clipped, so growth tells no bound"
+    if recipe.decays_beside_momentum:
+        return "decay beside momentum bends the law, so growth tells no bound"
     return "growth that is not geometric tells no bound"
 
 

@@ -62,6 +62,8 @@ def make_recipe(setting: Setting, rates: Sequence[float]) -> Recipe:
         weight_decay=setting.weight_decay + decoupled_decay(setting),
         clip_norm=setting.clip_norm,
         clip_value=setting.clip_value,
+        clips_otherwise=setting.clip_layer is not None or setting.clip_percentile is not None,
+        decoupled=setting.decoupled_weight_decay,
     )
 
 

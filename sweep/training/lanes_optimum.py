@@ -54,8 +54,8 @@ def _of_stack(
         outputs = torch.cat(chunks, dim=1)
         if bias is not None:
             outputs = outputs + bias.unsqueeze(1)
-        y, weights = problem.y_of(fold)[at], experiment.row_weights[fold]
-        w = None if weights is None else weights[at].to(experiment.dtype)
+        y, row_weights = problem.y_of(fold)[at], experiment.row_weights[fold]
+        w = None if row_weights is None else row_weights[at].to(experiment.dtype)
         scores += [judge_lanes(experiment, s, outputs, fold, index, y, w) for s in judged]
     for i, each in enumerate(tasks):
         values = [score[i] for score in scores]

@@ -46,7 +46,7 @@ FREE = {"none": [], "bias": ["linear.bias"], "weight": ["linear.weight"]}
 
 
 def test_every_regularizer_is_a_case():
-    assert set(REGULARIZERS) <= set(PENALTIES)
+    assert set(REGULARIZERS) - set(NOT_SOLVED) <= set(PENALTIES)
 
 
 def optimum(exp, fold=0, **params):

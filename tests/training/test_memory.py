@@ -25,11 +25,11 @@ width, slots, mib = map(int, sys.argv[1:])
 exp = experiment(merge(BASE, model={"kind": "mlp", "hidden": [width, width]},
                        train={"epochs": 1, "dtype": "float32"}))
 torch.set_num_threads(1)
-_, expected = run(exp, ReferenceEngine(exp), [0.01, 0.02])
+_, expected = run(exp, ReferenceEngine(exp), [0.01, 0.02, 0.03, 0.04])
 engine = LanesEngine(exp, slots, print, memory=10**12)
 taken = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (taken + mib * 2**20, -1))
-_, results = run(exp, engine, [0.01, 0.02])
+_, results = run(exp, engine, [0.01, 0.02, 0.03, 0.04])
 for number, one in expected.items():
     for a, b in zip(results[number].fold_scores, one.fold_scores, strict=True):
         assert abs(a - b) <= 1e-4 * abs(b), (a, b)
@@ -53,9 +53,9 @@ def limited(width, slots, mib):
 @needs_limits
 def test_out_of_memory_halves_the_slots_and_changes_no_result():
     # A model: 1,000 x 1,000 weights, 4 MB, several times over.
-    done = limited(1000, 6, 120)
+    done = limited(1000, 12, 300)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "out of memory with 6 models at once; going on with 3" in done.stdout
+    assert "out of memory with 12 models at once; going on with 6" in done.stdout
     assert done.stdout.endswith("the same scores\n")
 
 
