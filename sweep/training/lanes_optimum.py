@@ -54,9 +54,9 @@ def _of_stack(
         outputs = torch.cat(chunks, dim=1)
         if bias is not None:
             outputs = outputs + bias.unsqueeze(1)
-        y, row_weights = problem.y_of(fold)[at], experiment.row_weights[fold]
-        w = None if row_weights is None else row_weights[at].to(experiment.dtype)
-        scores += [judge_lanes(experiment, s, outputs, fold, index, y, w) for s in judged]
+        y, c = problem.y_of(fold)[at], experiment.row_weights[fold]
+        given = None if c is None else c[at].to(experiment.dtype)
+        scores += [judge_lanes(experiment, s, outputs, fold, index, y, given) for s in judged]
     for i, each in enumerate(tasks):
         values = [score[i] for score in scores]
         yield _outcome(each, values, int(nonzero[i]), [score.name for score in asked])

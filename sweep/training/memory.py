@@ -104,4 +104,4 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(said in text for said in _OUT_OF_MEMORY)
 
 
-_OUT_OF_MEMORY = ("not enough memory", "allocate memory", "bad_alloc")
+_OUT_OF_MEMORY = ("not enough memory", "allocate memory", "bad_alloc", "can't start new thread")

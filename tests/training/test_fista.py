@@ -10,6 +10,7 @@ from sklearn.linear_model import ElasticNet, Lasso, LogisticRegression, Ridge
 from sweep.errors import SpecError
 from sweep.problem.losses import loss_per_sample
 from sweep.problem.regularizers import REGULARIZERS, make_regularizer
+from sweep.spec.exact import NOT_SOLVED
 from sweep.training.fista import ConvexMembers, solve
 from sweep.training.lanes import LanesEngine
 from sweep.training.member import Failure, Member
