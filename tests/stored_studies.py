@@ -72,7 +72,7 @@ def diverged(params: Mapping[str, Any], reason: str = "gradient_explosion") -> d
                 "message": "the norm of the gradient exploded in fold 2 at step 80 (epoch 3), "
                 "first in layers.0.weight",
                 "advice": "the norm grew 1.5x a step for 80 steps from layer layers.0.weight: "
-                f"lower learning_rate below {0.8 * params['learning_rate']:.3g}",
+                f"lower learning_rate below {0.8 * params.get('learning_rate', 1.0):.3g}",
                 "losses": losses,
                 "grad_norms": [1e3 * 1.5**i for i in range(81)],
             }

@@ -16,7 +16,12 @@ from sweep.insight.stored import StoredStudy
 
 ADDS_LAMBDA = {"none": 0.0, "l1": 0.0, "l2": 1.0, "group_lasso": 0.0}
 """What share of lambda a regularizer adds to the curvature; elastic_net's is 1 - l1_ratio."""
-NEUTRAL = {"optimizer": "sgd", "schedule": "constant", "warmup": 0}
+NEUTRAL = {
+    "optimizer": "sgd",
+    "schedule": "constant",
+    "warmup": 0,
+    "decoupled_weight_decay": False,
+}
 """Knobs that the formula knows at this value alone."""
 
 

@@ -21,6 +21,9 @@ def _is_set(name: str) -> Callable[[Knobs], bool]:
 GRADIENT_CURES: dict[str, Callable[[Knobs], bool]] = {
     "clip_norm": _is_set("clip_norm"),
     "clip_value": _is_set("clip_value"),
+    "clip_layer": _is_set("clip_layer"),
+    "clip_percentile": _is_set("clip_percentile"),
+    "normalized_sgd": lambda knobs: knobs.get("optimizer") == "normalized_sgd",
 }
 """What is done to the gradient, and whether a trial with these knobs did it; a line a cure."""
 

@@ -11,9 +11,28 @@ from sweep.insight.words import number
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-"""Okabe and Ito's palette (2008), told apart by colour-blind readers, on white and on black."""
-SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star")
+COLORS = (
+    "#0072b2",
+    "#d55e00",
+    "#009e73",
+    "#cc79a7",
+    "#e69f00",
+    "#56b4e9",
+    "#f0e442",
+    "#808080",
+)
+"""Okabe and Ito's palette (2008), told apart by colour-blind readers, on white and on black; grey
+for their black, which would not show on black."""
+SYMBOLS = (
+    "circle",
+    "square",
+    "diamond",
+    "triangle-up",
+    "x",
+    "star",
+    "hexagon",
+    "triangle-down",
+)
 GRID = "rgba(128, 128, 128, 0.3)"
 TEXT = "#808080"
 

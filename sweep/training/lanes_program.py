@@ -246,18 +246,18 @@ class Program:
         for slot, lane in enumerate(self.lanes):
             if lane is None:
                 continue
-            name, plan = lane.model.member.name, lane.model.plan
-            limit = self.limits.get(name)
+            plan = lane.model.plan
             if codes[slot]:
                 events.append(Done(lane.model.member, self._diagnosis(slot, lane)))
                 self._free(slot)
-            elif limit is not None and lane.step >= limit:
-                events.append(Done(lane.model.member, Outcome(stopped=True)))
-                self._free(slot)
-            elif lane.step % plan.steps_per_epoch == 0:
+            elif lane.step and lane.step % plan.steps_per_epoch == 0:
                 ended.append(slot)
         if ended:
             events += self._end_epoch(ended)
+        for slot, lane in enumerate(self.lanes):
+            if lane is not None and lane.step >= self.limits.get(lane.model.member.name, math.inf):
+                events.append(Done(lane.model.member, Outcome(stopped=True)))
+                self._free(slot)
         return events
 
     def _diagnosis(self, slot: int, lane: Lane, reason: Reason | None = None) -> Outcome:

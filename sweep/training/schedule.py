@@ -146,12 +146,18 @@ class Schedule:
         return []
 
     def _epoch_means(self, trial: int, running: _Running) -> list[Report | Finished]:
-        """Mean scores of epochs that every fold has now reached."""
-        if self.waves or running.failure is not None or len(running.epochs) < self.n_folds:
+        """Mean scores of epochs that every fold has now reached.
+
+        Also of a trial that failed: the epochs before its failure, whatever came first in time.
+        """
+        if self.waves or len(running.epochs) < self.n_folds:
             return []
+        failure = running.failure
         reports: list[Report | Finished] = []
         while True:
             epoch = len(running.intermediate)
+            if failure is not None and epoch >= failure.epoch:
+                return reports
             scores = []
             for fold, known in running.epochs.items():
                 if epoch in known:

@@ -55,7 +55,7 @@ def test_one_copy_gives_the_numbers_of_a_version_a_fold(source, dtype, tmp_path,
         assert torch.equal(found[rows], versions.x_of(fold)[rows])
     assert once.feature_names == versions.feature_names
     folds, batches = torch.tensor([2, 0, 1, 1]), torch.from_numpy(RNG.integers(0, 90, (4, 7)))
-    tables = [FoldTable(Experiment(p, spec, tmp_path)) for p in (once, versions)]
+    tables = [FoldTable.of(Experiment(p, spec, tmp_path)) for p in (once, versions)]
     taken = [table.take(folds, batches)[0] for table in tables]
     assert taken[0].dtype == taken[1].dtype and torch.equal(*taken)
 
