@@ -61,7 +61,7 @@ CASES = {
 def test_sweep_against_plain_optuna_and_pytorch(case, tmp_path):
     width, batch, epochs, trials, least = CASES[case]
     environment = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
-    environment["TORCHINDUCTOR_CACHE_DIR"] = str(tmp_path / "cache")
+    environment["XDG_CACHE_HOME"] = str(tmp_path / "cache")
     plain = [str(HERE / "plain_optuna.py"), str(PLAIN_TRIALS), str(tmp_path / "plain.db")]
     whole, printed = run([*plain, str(width), str(batch), str(epochs)], environment)
     peer = json.loads(printed)

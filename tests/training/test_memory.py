@@ -61,7 +61,7 @@ def test_out_of_memory_halves_the_slots_and_changes_no_result():
 
 @needs_limits
 def test_one_model_that_does_not_fit_ends_with_what_would():
-    done = limited(1000, 2, 6)
+    done = limited(1000, 2, 20)
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
     assert "SweepError: Out of memory: one model in training needs about" in last
