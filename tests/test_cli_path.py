@@ -12,7 +12,6 @@ import optuna
 import pytest
 
 import sweep
-from sweep.cli import main
 from sweep.store.storage import Store
 from tests.stored_studies import ATTRS, complete, digits_trials, diverged, fill
 from tests.test_layers import imported_by
@@ -23,22 +22,15 @@ Sweep = Callable[..., tuple[int, str, str]]
 @pytest.fixture
 def command(
     database_url: str,
-    capsys: pytest.CaptureFixture[str],
+    command: Sweep,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> Sweep:
-    """sweep(*arguments) -> (exit code, stdout, stderr), on a database with the study `digits`."""
+    """The command, on a database with the study `digits`."""
     fill(database_url)
     monkeypatch.setenv("SWEEP_STORAGE", database_url)
     monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = main(arguments)
-        said = capsys.readouterr()
-        return code, said.out, said.err
-
-    return run
+    return command
 
 
 @pytest.mark.parametrize("verb", [["path"], ["path", "--map"], ["cures"]], ids=" ".join)

@@ -18,7 +18,6 @@ import sqlalchemy as sa
 from optuna.trial import TrialState
 
 import sweep
-from sweep.cli import main
 from sweep.store.storage import Finished, Store, new_worker
 from tests.command_lines import SWEEP
 from tests.store.studies import SPACE, plain_optuna, small_study
@@ -34,17 +33,6 @@ def url(database_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> s
     monkeypatch.setenv("SWEEP_STORAGE", database_url)
     monkeypatch.chdir(tmp_path)
     return database_url
-
-
-@pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]) -> Sweep:
-    def run(*arguments: str) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = main(arguments)
-        said = capsys.readouterr()
-        return code, said.out, said.err
-
-    return run
 
 
 def test_every_form_of_export_holds_the_same_trials(url: str, command: Sweep) -> None:

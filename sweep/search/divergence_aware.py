@@ -24,6 +24,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from sweep.search.risk import Risk, RiskModel, has_diverged
+from sweep.search.window import altered
 
 Shown = Literal["pruned", "worst", "hidden"]
 
@@ -249,20 +250,8 @@ def _finite(trial: FrozenTrial) -> float | None:
 
 
 def _as(trial: FrozenTrial, state: TrialState, value: float) -> FrozenTrial:
-    return FrozenTrial(
-        number=trial.number,
-        state=state,
-        value=value,
-        datetime_start=trial.datetime_start,
-        datetime_complete=trial.datetime_complete,
-        params=trial.params,
-        distributions=trial.distributions,
-        user_attrs=trial.user_attrs,
-        system_attrs=trial.system_attrs,
-        # TPE ranks pruned trials by how far they came: no diverged one may profit from its steps.
-        intermediate_values={},
-        trial_id=trial._trial_id,
-    )
+    # TPE ranks pruned trials by how far they came: no diverged one may profit from its steps.
+    return altered(trial, state=state, value=value, intermediate_values={})
 
 
 def _default_shown(inner: BaseSampler) -> Shown:

@@ -20,7 +20,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 
 from sweep.errors import RequestError
-from sweep.search.window import Window
+from sweep.search.window import Window, altered
 
 PRUNERS = ("none", "median", "hyperband", "wilcoxon")
 _REDUCTION_FACTOR = 3
@@ -131,16 +131,4 @@ def _rung_steps(values: Mapping[int, Any]) -> list[int]:
 
 
 def _copy(trial: FrozenTrial) -> FrozenTrial:
-    return FrozenTrial(
-        number=trial.number,
-        state=trial.state,
-        value=trial.value,
-        datetime_start=trial.datetime_start,
-        datetime_complete=trial.datetime_complete,
-        params=trial.params,
-        distributions=trial.distributions,
-        user_attrs=trial.user_attrs,
-        system_attrs={},
-        intermediate_values={},
-        trial_id=trial.number,
-    )
+    return altered(trial, system_attrs={}, intermediate_values={}, trial_id=trial.number)

@@ -15,6 +15,24 @@ from optuna.trial import FrozenTrial, TrialState
 _STUDY_ID = 0
 
 
+def altered(trial: FrozenTrial, **changes: Any) -> FrozenTrial:
+    """A trial like this one but for `changes`; the rest of what it holds is shared."""
+    same = {
+        "number": trial.number,
+        "state": trial.state,
+        "value": trial.value,
+        "datetime_start": trial.datetime_start,
+        "datetime_complete": trial.datetime_complete,
+        "params": trial.params,
+        "distributions": trial.distributions,
+        "user_attrs": trial.user_attrs,
+        "system_attrs": trial.system_attrs,
+        "intermediate_values": trial.intermediate_values,
+        "trial_id": trial._trial_id,
+    }
+    return FrozenTrial(**{**same, **changes})
+
+
 class Window(InMemoryStorage):
     """What a sampler or a pruner sees while it decides about one trial.
 

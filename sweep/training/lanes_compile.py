@@ -124,11 +124,9 @@ class Compilation:
             return
         try:
             self.result = CompiledStep(self.library, self._table, torch.get_num_threads())
-        except Exception as error:
+        except Exception:
             # Written by another build of torch, or cut short by a full disk.
             self.library.unlink(missing_ok=True)
-            if self._process is not None:
-                self.error = _in_a_line(error)
             return
         with contextlib.suppress(OSError):
             os.utime(self.library)

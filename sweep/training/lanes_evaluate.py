@@ -143,6 +143,6 @@ class Evaluation:
     def _one(self, parameters: Tensors, buffers: Tensors, x: Tensor) -> Tensor:
         # A functional call lends the module its parameters: a module serves one thread.
         if not hasattr(self._own, "module"):
-            self._own.module = copy.deepcopy(self.module)
+            self._own.module = copy.deepcopy(self.module).eval()
         outputs = functional_call(self._own.module, {**parameters, **buffers}, (x,))
         return as_matrix(outputs, self.experiment.problem.n_outputs)

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from sweep.training.experiment import Experiment
 from sweep.training.fista import ConvexMember
-from sweep.training.lanes_scoring import judge_lanes
+from sweep.training.lanes_scoring import judge_lanes, make_outcome
 from sweep.training.member import Outcome
-from sweep.training.reference import EVALUATION_ROWS, error_failure
+from sweep.training.reference import EVALUATION_ROWS
 from sweep.training.scoring import ScoreUndefined
 
 
@@ -57,19 +57,6 @@ def _of_stack(
         y, c = problem.y_of(fold)[at], experiment.row_weights[fold]
         given = None if c is None else c[at].to(experiment.dtype)
         scores += [judge_lanes(experiment, s, outputs, fold, index, y, given) for s in judged]
-    for i, each in enumerate(tasks):
-        values = [score[i] for score in scores]
-        yield _outcome(each, values, int(nonzero[i]), [score.name for score in asked])
-
-
-def _outcome(
-    task: ConvexMember, values: Sequence[float | ScoreUndefined], nonzero: int, names: list[str]
-) -> Outcome:
-    known: list[float] = []
-    for value in values:
-        if isinstance(value, ScoreUndefined):
-            steps = task.effort.iterations
-            return Outcome(failure=error_failure(value, task.member, steps, steps))
-        known.append(value)
-    score, *more, train_score = known
-    return Outcome(score, train_score, nonzero, dict(zip(names[1:], more, strict=True)))
+    for each, n, *values, train_score in zip(tasks, nonzero.tolist(), *scores, strict=True):
+        steps = each.effort.iterations
+        yield make_outcome(each.member, (steps, steps), asked, values, train_score, n)

@@ -9,7 +9,6 @@ and since no operation mixes lanes, garbage (NaN included) stays in its lane.
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections import deque
@@ -20,13 +19,13 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from sweep.problem.scores import Score
 from sweep.training.batches import BatchOrders, FoldTable
 from sweep.training.diagnosis import diagnose
 from sweep.training.divergence import CODES, Reason, Watch, new_watch
 from sweep.training.experiment import Experiment
 from sweep.training.lanes_evaluate import Evaluation
 from sweep.training.lanes_member import Lane, LaneModel
+from sweep.training.lanes_scoring import make_outcome
 from sweep.training.lanes_step import LaneStep, State, Tensors
 from sweep.training.lanes_stepper import Chunk, Stepper
 from sweep.training.member import Done, Epoch, Event, Outcome
@@ -55,14 +54,14 @@ class Program:
         self.waiting: deque[LaneModel] = deque()
         self.lanes: list[Lane | None] = []
         self.limits: dict[tuple[int, int], int] = {}
-        self.module, self.penalized = copy.deepcopy(model.module).eval(), model.penalized
+        self.penalized = model.penalized
         self.names = list(trainable(model.module))
         self.optimizer = setting.optimizer
         step = LaneStep(experiment, model.module, model.penalized, setting)
         self.template = step.template
         table = FoldTable.of(experiment)
         self.stepper = Stepper(step, table, compile_when)
-        self.evaluation = Evaluation(experiment, self.module, table, self.stepper.pool)
+        self.evaluation = Evaluation(experiment, model.module, table, self.stepper.pool)
         rows = max(len(fold.train) for fold in experiment.problem.folds)
         self.batch = min(setting.batch_size or rows, rows)
         if model.rows_interact:
@@ -329,27 +328,8 @@ class Program:
             nonzero += torch.count_nonzero(weights, dim=1)
         events: list[Event] = []
         for (slot, lane), n in zip(lanes.items(), nonzero.tolist(), strict=True):
-            score, *more = test[slot]
-            events.append(
-                Done(lane.model.member, _outcome(lane, score, train[slot][0], n, more, asked))
-            )
+            member, at = lane.model.member, (lane.epoch - 1, lane.step)
+            outcome = make_outcome(member, at, asked, test[slot], train[slot][0], n)
+            events.append(Done(member, outcome))
             self._free(slot)
         return events
-
-
-def _outcome(
-    lane: Lane,
-    score: float | ScoreUndefined,
-    train_score: float | ScoreUndefined,
-    nonzero: int,
-    more: Sequence[float | ScoreUndefined],
-    asked: Sequence[Score],
-) -> Outcome:
-    known: list[float] = []
-    for value in (score, train_score, *more):
-        if isinstance(value, ScoreUndefined):
-            failure = error_failure(value, lane.model.member, lane.epoch - 1, lane.step)
-            return Outcome(failure=failure)
-        known.append(value)
-    names = [kind.name for kind in asked[1:]]
-    return Outcome(known[0], known[1], nonzero, dict(zip(names, known[2:], strict=True)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -13,6 +14,8 @@ from torch.func import vmap
 from sweep.problem.losses import loss_per_sample
 from sweep.problem.scores import Score
 from sweep.training.experiment import Experiment
+from sweep.training.member import Member, Outcome
+from sweep.training.reference import error_failure
 from sweep.training.scoring import ScoreUndefined, judge
 
 
@@ -56,3 +59,24 @@ def stopping_losses(
 
     values: list[float] = vmap(one)(outputs).tolist()
     return values
+
+
+def make_outcome(
+    member: Member,
+    at: tuple[int, int],
+    asked: Sequence[Score],
+    test: Sequence[float | ScoreUndefined],
+    train: float | ScoreUndefined,
+    nonzero: int,
+) -> Outcome:
+    """What a trained member comes to: its `test` scores, one of each asked for, and the first of
+    them on its `train` rows. A score that is undefined is its failure, `at` (epoch, step).
+    """
+    known: list[float] = []
+    for value in (test[0], train, *test[1:]):
+        if isinstance(value, ScoreUndefined):
+            return Outcome(failure=error_failure(value, member, *at))
+        known.append(value)
+    score, train_score, *more = known
+    names = [kind.name for kind in asked[1:]]
+    return Outcome(score, train_score, nonzero, dict(zip(names, more, strict=True)))

@@ -52,7 +52,7 @@ class StepInputs(NamedTuple):
 
 
 class LaneStep:
-    """The step of one program. Holds a module of its own, so that two may run side by side."""
+    """The step of one program. Holds a module of its own, which a call lends the lanes' weights."""
 
     def __init__(
         self,
