@@ -4,6 +4,9 @@ import numpy as np
 import pytest
 
 from sweep.training.lanes import LanesEngine
+from sweep.training.lanes_member import LaneModel
+from sweep.training.lanes_program import Program
+from sweep.training.member import Member
 from sweep.training.schedule import Finished, Schedule
 
 from .test_engines_agree import assert_agree
@@ -180,3 +183,24 @@ def test_slots_follow_the_memory_and_a_model_too_large_for_two_trains_alone():
             schedule.start(number, exp.spec.setting({"learning_rate": 0.1}))
     assert small.reference.pending == 12 and "memory" in notices[0]
     assert large.reference.pending == 0
+
+
+def test_a_free_slot_is_filled_when_the_others_epoch_ends_so_that_lanes_stay_in_step():
+    # An epoch is longer than a chunk, or slots would fall free at its end only.
+    exp = experiment(merge(BASE, train={"batch_size": 2}))
+    rates = [0.05, 1e200, 0.05, 0.05]
+    models = [
+        LaneModel.build(exp, Member(trial, 0, exp.spec.setting({"learning_rate": rate})))
+        for trial, rate in enumerate(rates)
+    ]
+    program = Program(exp, models[0], 3)
+    program.waiting.extend(models)
+    left, joined = False, False
+    while program.pending:
+        program.advance()
+        seated = [lane for lane in program.lanes if lane is not None]
+        left = left or all(lane.model is not models[1] for lane in seated)
+        if left and any(lane.model is models[3] for lane in seated):
+            joined = True
+        assert len({lane.step_in_epoch for lane in seated}) <= 1
+    assert left and joined
