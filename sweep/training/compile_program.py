@@ -1,46 +1,57 @@
-"""Compiles a traced step into a shared library, in a process of its own:
+"""Compiles traced graphs into shared libraries, one after the other, in a process of its own:
 python compile_program.py SOURCE.
 
-SOURCE holds a pickled dict: `graph`, `lanes` and `rows` (shape and dtype of its inputs), `library`
-(the file to write). The library computes on one thread. A process of its own, because compiling
-takes many seconds of Python that would hold up training, and because it can be ended at any time.
-Imports torch alone.
+SOURCE holds a pickled list of dicts: `graph`, `lanes` and `shared` (shape and dtype of its inputs,
+those of the lanes without the number of lanes, the shared ones without the number of rows if that
+is open), `open_rows`, `library` (the file to write). A library computes on one thread. A process of
+its own, because compiling takes many seconds of Python that would hold up training, and because it
+can be ended at any time. Imports torch alone.
 """
 
 import os
 import pickle
 import sys
 import zipfile
+from typing import Any
 
 import torch
 
 # Unpickling a graph names it without importing it (torch 2.13).
 import torch._higher_order_ops.triton_kernel_wrap
 
+EXAMPLE_LANES, EXAMPLE_ROWS = 8, 24
+
 
 def main(source: str) -> None:
     with open(source, "rb") as file:
-        job = pickle.load(file)
+        jobs = pickle.load(file)
     import torch._inductor.config as inductor
 
     torch.set_num_threads(1)
     inductor.compile_threads = 1
-    lanes = [torch.empty(shape, dtype=dtype) for shape, dtype in job["lanes"]]
-    rows = [torch.empty(shape, dtype=dtype) for shape, dtype in job["rows"]]
+    for i, job in enumerate(jobs):
+        compile_one(job, f"{source}.{i}")
+
+
+def compile_one(job: dict[str, Any], scratch: str) -> None:
+    lanes = [torch.empty((EXAMPLE_LANES, *shape), dtype=dtype) for shape, dtype in job["lanes"]]
+    lead = (EXAMPLE_ROWS,) if job["open_rows"] else ()
+    shared = [torch.empty((*lead, *shape), dtype=dtype) for shape, dtype in job["shared"]]
     many = torch.export.Dim("lanes", min=2, max=2**16)
+    rows = {0: torch.export.Dim("rows", min=2, max=2**30)} if job["open_rows"] else None
     exported = torch.export.export(
         job["graph"],
-        (lanes, rows),
+        (lanes, shared),
         strict=False,
-        dynamic_shapes=([{0: many} for _ in lanes], [None for _ in rows]),
+        dynamic_shapes=([{0: many} for _ in lanes], [rows for _ in shared]),
     )
-    package = f"{source}.pt2"
+    package = f"{scratch}.pt2"
     torch._inductor.aoti_compile_and_package(exported, package_path=package)
     with zipfile.ZipFile(package) as archive:
         names = archive.namelist()
         if any("extern_kernel" in name for name in names):
             raise NotImplementedError("an operator of the model has no compiled form")
-        unfinished = f"{source}.so"
+        unfinished = f"{scratch}.so"
         with open(unfinished, "wb") as file:
             file.write(archive.read(next(name for name in names if name.endswith(".so"))))
     os.chmod(unfinished, 0o700)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,12 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from sweep.errors import SpecError
-from sweep.problem.models import build_model, rows_interact, structure_key
+from sweep.problem.models import build_model, parameter_count, rows_interact, structure_key
 from sweep.problem.prepare import DTYPES, Problem
 from sweep.problem.scores import Score, get_score
 from sweep.spec import Setting, StudySpec
 from sweep.spec.models import BUILT_IN
 from sweep.training.probe import ROWS, Traits, probe
+
+KEPT_STARTS, MOST_SHARED = 64, 10**6
+"""So many models, of so many parameters at most, are kept as they start."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,25 @@ class Experiment:
             dtype=self.dtype,
             directory=self.directory,
         )
+
+    def start_of(self, setting: Setting, fold: int) -> nn.Module:
+        """`build_model`, for looking at alone: members that start alike share one module."""
+        if setting.model_kind not in BUILT_IN:
+            return self.build_model(setting, fold)
+        key = (setting.model_kind, json.dumps(setting.model, sort_keys=True, default=repr), fold)
+        module = self._starts.pop(key, None)
+        if module is None:
+            module = self.build_model(setting, fold)
+        if parameter_count(module) <= MOST_SHARED:
+            self._starts[key] = module
+            if len(self._starts) > KEPT_STARTS:
+                del self._starts[next(iter(self._starts))]
+        return module
+
+    @cached_property
+    def _starts(self) -> dict[Any, nn.Module]:
+        """The least recently used comes first."""
+        return {}
 
     def traits(self, setting: Setting, module: nn.Module) -> Traits:
         """What is known of the setting's model; a user's own is tried out, once a structure."""

@@ -18,6 +18,7 @@ from sweep.training.experiment import Experiment
 from sweep.training.lanes_fista import Solver
 from sweep.training.lanes_member import LaneModel
 from sweep.training.lanes_program import Program
+from sweep.training.lanes_stepper import STEP
 from sweep.training.member import Done, Event, Member
 from sweep.training.memory import SHARE, free_bytes, is_out_of_memory, slot_bytes
 from sweep.training.pool import ReferencePool
@@ -60,7 +61,7 @@ class LanesEngine:
         self._to_come = 0
         self._n_added = 0
         self._n_of: dict[Any, int] = {}
-        self._told_of_compiling = False
+        self._told_of_compiling: set[str] = set()
 
     @property
     def pending(self) -> int:
@@ -223,11 +224,11 @@ class LanesEngine:
         self._one_by_one.add(key)
 
     def _tell_if_not_compiled(self, program: Program) -> None:
-        error = program.stepper.error
-        if error is None or self._told_of_compiling:
-            return
-        self._told_of_compiling = True
-        self.notice(f"training eagerly, since compiling failed: {error}")
+        for name, error in program.stepper.errors.items():
+            if name not in self._told_of_compiling:
+                self._told_of_compiling.add(name)
+                what = "training" if name == STEP else name
+                self.notice(f"{what} eagerly, since compiling failed: {error}")
 
 
 def _mib(size: int) -> str:

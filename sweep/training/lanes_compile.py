@@ -1,80 +1,103 @@
-"""Compiles a program's step in a process beside training, and keeps what was compiled.
+"""Compiles programs of lanes in a process beside training, and keeps what was compiled.
 
-A traced step that was compiled before, by any run on this machine, is there at once. Else training
-goes on eagerly, and the compiled step takes over when it is done, if the training left is worth
-it: compiling takes 15 to 30 seconds, a compiled step a third of an eager one or less. Without a
-C++ compiler, or where compiling fails, training stays eager.
+What was compiled before, by any run on this machine, is there at once. Else training goes on
+eagerly, and what is compiled takes over when it is done, if the training left is worth it:
+compiling takes 15 to 30 seconds, a compiled step a third of an eager one or less. Without a C++
+compiler, or where compiling fails, training stays eager.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
+import hashlib
+import json
 import os
 import pickle
 import stat
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 
-from sweep.training.batches import FoldTable
-from sweep.training.lanes_library import CompiledStep
-from sweep.training.lanes_step import LaneStep, State, StepInputs
-from sweep.training.lanes_trace import fingerprint, tensors, trace
+from sweep.training.lanes_library import CompiledProgram
+from sweep.training.lanes_trace import Traced, fingerprint
 
 WORTH_SECONDS = 15.0
 """Eager training left that makes compiling worth its while."""
 TRACE_WORTH_SECONDS = 2.0
 """Eager training left that makes it worth while to look whether the step was compiled before."""
-KEPT = 100
-"""Compiled steps on disk, the least recently used of which go first."""
+POLL_SECONDS = 0.1
+KEPT = 200
+"""Compiled programs on disk, the least recently used of which go first."""
 
 
 class Compilation:
-    """A step on its way to be compiled: `result` once it is there, `error` if it never will be."""
+    """Programs by name on their way to be compiled: `ready` once they are there, `errors` if they
+    never will be.
 
-    def __init__(
-        self,
-        step: LaneStep,
-        state: State,
-        inputs: StepInputs,
-        table: FoldTable,
-    ) -> None:
-        self.result: CompiledStep | None = None
-        self.error: str | None = None
-        self._table = table
+    `sources` trace them. `brief` says the same for the same programs, in any run of this code:
+    what was compiled for it before is there without tracing, which takes a second or two.
+    """
+
+    def __init__(self, sources: Mapping[str, Callable[[], Traced]], brief: str | None) -> None:
+        self.ready: dict[str, CompiledProgram] = {}
+        self.errors: dict[str, str] = {}
+        self.traced: dict[str, Traced] | None = None
+        self.libraries: dict[str, Path] = {}
+        self._sources = sources
         self._process: subprocess.Popen[bytes] | None = None
-        self._lanes, self._rows = tensors((state, inputs)), tensors(table)
-        try:
-            self.graph = trace(step, state, inputs, table)
-            self._directory = cache_directory()
-        except Exception as error:
-            self.error = _in_a_line(error)
+        self._directory = cache_directory()
+        self._about = (torch.__version__, torch.backends.cpu.get_cpu_capability())
+        self._index: Path | None = None
+        if brief is not None:
+            name = hashlib.sha256(repr((brief, self._about)).encode()).hexdigest()[:32]
+            self._index = self._directory / f"{name}.json"
+            self._look_up(self._index)
+        self._load()
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing more can come."""
+        return len(self.ready) + len(self.errors) == len(self._sources)
+
+    def trace(self) -> None:
+        """Finds out which programs these are, and takes over those that were compiled before."""
+        if self.traced is not None:
             return
-        about = (torch.__version__, torch.backends.cpu.get_cpu_capability())
-        key = fingerprint(self.graph, [*self._lanes, *self._rows], about)
-        self.library = self._directory / f"{key}.so"
+        self.traced = {}
+        for name, source in self._sources.items():
+            try:
+                traced = source()
+            except Exception as error:
+                self.errors[name] = _in_a_line(error)
+                continue
+            self.traced[name] = traced
+            self.libraries[name] = self._directory / f"{fingerprint(traced, self._about)}.so"
+        if self._index is not None and not self.errors:
+            found = {name: library.name for name, library in self.libraries.items()}
+            _write(self._index, json.dumps(found))
         self._load()
 
     def start(self) -> None:
-        """Starts compiling, unless that has been done or is under way."""
-        if self.result is not None or self.error is not None or self._process is not None:
+        """Starts compiling what is not there, unless that is under way."""
+        self.trace()
+        assert self.traced is not None
+        missing = [n for n in self.traced if n not in self.ready and n not in self.errors]
+        if not missing or self._process is not None:
             return
         with tempfile.NamedTemporaryFile(
             dir=self._directory, suffix=".job", delete=False
         ) as source:
             self._source = Path(source.name)
-            lanes = [((8, *t.shape[1:]), t.dtype) for t in self._lanes]
-            job = {
-                "graph": self.graph,
-                "lanes": lanes,
-                "rows": [(tuple(t.shape), t.dtype) for t in self._rows],
-                "library": str(self.library),
-            }
-            pickle.dump(job, source)
+            jobs = [
+                {**self.traced[name]._asdict(), "library": str(self.libraries[name])}
+                for name in missing
+            ]
+            pickle.dump(jobs, source)
         self._log = self._source.with_suffix(".log")
         # -P: beside the script lie modules whose names others also use.
         script = str(Path(__file__).with_name("compile_program.py"))
@@ -90,21 +113,26 @@ class Compilation:
 
     def poll(self) -> None:
         """Takes over what has been compiled meanwhile."""
-        if self._process is None or self._process.poll() is None:
+        if self._process is None:
             return
-        code, self._process = self._process.returncode, None
+        code = self._process.poll()
+        self._load()
+        if code is None:
+            return
+        self._process = None
         lines = self._log.read_text(errors="replace").strip().splitlines()
         self._clean_up()
-        if code == 0:
-            self._load()
-        if self.result is None and self.error is None:
-            said = next((line for line in reversed(lines) if line and line[0] != " "), "")
-            self.error = said[:200] or f"the compiler ended with code {code}"
+        said = next((line for line in reversed(lines) if line and line[0] != " "), "")
+        for name in self.libraries:
+            if name not in self.ready:
+                self.errors[name] = said[:200] or f"the compiler ended with code {code}"
 
-    def wait(self) -> None:
-        if self._process is not None:
-            self._process.wait()
-        self.poll()
+    def wait(self, name: str) -> None:
+        """Until this program is there, or never will be."""
+        while self._process is not None and name not in self.ready:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(POLL_SECONDS)
+            self.poll()
 
     def close(self) -> None:
         """Ends a compiler that is still at work."""
@@ -119,20 +147,38 @@ class Compilation:
         for left in self._directory.glob(f"{self._source.stem}.*"):
             left.unlink(missing_ok=True)
 
+    def _look_up(self, index: Path) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            found = json.loads(index.read_text())
+            if set(found) == set(self._sources):
+                self.libraries = {n: self._directory / Path(file).name for n, file in found.items()}
+                os.utime(index)
+
     def _load(self) -> None:
-        if not self.library.exists():
-            return
-        try:
-            self.result = CompiledStep(self.library, self._table, torch.get_num_threads())
-        except Exception:
-            # Written by another build of torch, or cut short by a full disk.
-            self.library.unlink(missing_ok=True)
-            return
-        with contextlib.suppress(OSError):
-            os.utime(self.library)
-            newest = sorted(self._directory.glob("*.so"), key=lambda p: -p.stat().st_mtime)
-            for old in newest[KEPT:]:
-                old.unlink(missing_ok=True)
+        for name, library in self.libraries.items():
+            if name in self.ready or name in self.errors or not library.exists():
+                continue
+            try:
+                self.ready[name] = CompiledProgram(library, torch.get_num_threads())
+            except Exception:
+                # Written by another build of torch, or cut short by a full disk.
+                library.unlink(missing_ok=True)
+                continue
+            with contextlib.suppress(OSError):
+                os.utime(library)
+                for suffix in ("so", "json"):
+                    files = self._directory.glob(f"*.{suffix}")
+                    newest = sorted(files, key=lambda p: -p.stat().st_mtime)
+                    for old in newest[KEPT:]:
+                        old.unlink(missing_ok=True)
+
+
+def _write(path: Path, text: str) -> None:
+    """All of the text or nothing, whoever else writes it."""
+    with contextlib.suppress(OSError):
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+            file.write(text)
+        os.replace(file.name, path)
 
 
 def cache_directory() -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from typing import NamedTuple
 
@@ -17,15 +17,18 @@ from torch.func import functional_call, vmap
 from sweep.problem.scores import Score
 from sweep.training.batches import FoldTable
 from sweep.training.experiment import Experiment
+from sweep.training.lanes_library import CompiledProgram
 from sweep.training.lanes_member import Lane
-from sweep.training.lanes_scoring import judge_lanes, stopping_losses
+from sweep.training.lanes_scoring import MEASURED, Measured, judge_lanes, measure, stopping_losses
 from sweep.training.lanes_step import State, Tensors
+from sweep.training.lanes_trace import Traced, trace
 from sweep.training.memory import activations
 from sweep.training.reference import as_matrix
 from sweep.training.scoring import ScoreUndefined
 
-NUMBERS_AT_ONCE = 2**22
-"""Activations, over all lanes, of one evaluation call: what a cache holds."""
+NUMBERS_AT_ONCE, COMPILED_NUMBERS_AT_ONCE = 2**22, 2**21
+"""Activations, over all lanes, of one evaluation call: an eager one is slow to begin, a compiled
+one makes the best of a core's own cache."""
 KEPT_ROWS = 2**24
 """Numbers of a fold's rows that are kept gathered between evaluations."""
 
@@ -40,19 +43,18 @@ class _Part(NamedTuple):
     """None where it is too large to be gathered at once."""
     y: Tensor
     weights: Tensor | None
-    parameters: Tensors
-    buffers: Tensors
 
 
 class Evaluation:
-    """Evaluates lanes of one program, in evaluation mode."""
+    """Evaluates lanes of one program, in evaluation mode; `compiled` once that is there."""
 
     def __init__(
         self, experiment: Experiment, module: nn.Module, table: FoldTable, pool: Executor
     ) -> None:
         self.experiment, self.module, self.table, self.pool = experiment, module, table, pool
-        each = activations(module, experiment.problem.input_shape, experiment.dtype)
-        self.rows_at_once = max(1, NUMBERS_AT_ONCE // each)
+        self.compiled: CompiledProgram | None = None
+        self._each = activations(module, experiment.problem.input_shape, experiment.dtype)
+        self.rows_at_once = max(1, NUMBERS_AT_ONCE // self._each)
         self._own = threading.local()
         self._kept: dict[tuple[int, str], tuple[Tensor, Tensor, Tensor | None]] = {}
 
@@ -62,7 +64,11 @@ class Evaluation:
         """For each slot the scores on its fold's `test` or `train` rows."""
 
         def judged(part: _Part) -> list[list[float | ScoreUndefined]]:
-            outputs = self._outputs(part)
+            if len(scores) == 1 and scores[0] is self.experiment.score:
+                measured = self._measured(state, part)
+                if measured is not None and not measured.undefined:
+                    return [list(measured.scores)]
+            outputs = self._outputs(state, part)
             return [
                 judge_lanes(
                     self.experiment, score, outputs, part.fold, part.rows, part.y, part.weights
@@ -71,7 +77,7 @@ class Evaluation:
             ]
 
         result: dict[int, list[float | ScoreUndefined]] = {}
-        parts = self._parts(lanes, state, which)
+        parts = self._parts(lanes, which)
         for part, by_score in zip(parts, self.pool.map(judged, parts), strict=True):
             for slot, *values in zip(part.slots, *by_score, strict=True):
                 result[slot] = values
@@ -79,15 +85,49 @@ class Evaluation:
 
     def held_out_losses(self, lanes: Mapping[int, Lane], state: State) -> dict[int, float]:
         """For each slot that stops early the loss it looks at."""
+
+        def looked_at(part: _Part) -> list[float]:
+            measured = self._measured(state, part)
+            if measured is not None:
+                return measured.losses
+            outputs = self._outputs(state, part)
+            return stopping_losses(self.experiment, outputs, part.y, part.weights)
+
         lanes = {s: lane for s, lane in lanes.items() if lane.model.plan.held_out is not None}
         result: dict[int, float] = {}
-        for part in self._parts(lanes, state, "held_out"):
-            outputs = self._outputs(part)
-            values = stopping_losses(self.experiment, outputs, part.y, part.weights)
+        parts = self._parts(lanes, "held_out")
+        for part, values in zip(parts, self.pool.map(looked_at, parts), strict=True):
             result.update(zip(part.slots, values, strict=True))
         return result
 
-    def _parts(self, lanes: Mapping[int, Lane], state: State, which: str) -> list[_Part]:
+    def source(self, state: State) -> Callable[[], Traced] | None:
+        """Traces `measure` for any number of lanes and rows; None where the score has no formula.
+
+        Its lanes are parameters, buffers, and what is measured; its shared tensors x, y, weights.
+        """
+        if self.experiment.score.tensor is None:
+            return None
+        one_lane = [t[:1].clone() for t in _tensors(state)]
+        names = [*state.parameters, *state.buffers]
+        module, n_outputs = copy.deepcopy(self.module).eval(), self.experiment.problem.n_outputs
+
+        def function(lanes: list[Tensor], shared: list[Tensor]) -> Tensor:
+            *given, measured = lanes
+            x, y, *weights = shared
+
+            def one(tensors: Tensors) -> Tensor:
+                outputs = as_matrix(functional_call(module, tensors, (x,)), n_outputs)
+                return measure(self.experiment, outputs, y, weights[0] if weights else None)
+
+            measured.copy_(vmap(one)(dict(zip(names, given, strict=True))))
+            return measured
+
+        of_fold = self._take(0, np.arange(2))
+        shared = [t for t in of_fold if t is not None]
+        lanes = [*one_lane, torch.zeros(1, MEASURED, dtype=self.experiment.dtype)]
+        return lambda: trace(function, lanes, shared, open_rows=True)
+
+    def _parts(self, lanes: Mapping[int, Lane], which: str) -> list[_Part]:
         by_fold: dict[int, list[int]] = {}
         for slot, lane in lanes.items():
             by_fold.setdefault(lane.model.member.fold, []).append(slot)
@@ -97,26 +137,38 @@ class Evaluation:
             rows = np.asarray(getattr(lanes[slots[0]].model.plan, which))
             x, y, weights = self._gathered(fold, which, rows)
             at_once = max(1, self.rows_at_once // len(rows))
+            if self.compiled is not None:
+                at_once = max(2, COMPILED_NUMBERS_AT_ONCE // (self._each * len(rows)))
             for begin in range(0, len(slots), at_once):
                 part = slots[begin : begin + at_once]
-                index = torch.tensor(part)
-                parameters, buffers = (
-                    {n: t[index] for n, t in tensors.items()}
-                    for tensors in (state.parameters, state.buffers)
-                )
-                parts.append(_Part(part, fold, rows, x, y, weights, parameters, buffers))
+                parts.append(_Part(part, fold, rows, x, y, weights))
         return parts
 
+    def _measured(self, state: State, part: _Part) -> Measured | None:
+        """What the compiled program finds; None where there is none for this part."""
+        if self.compiled is None or part.x is None or len(part.rows) < 2:
+            return None
+        # The compiled program takes two lanes or more.
+        index = torch.tensor(part.slots if len(part.slots) > 1 else part.slots * 2)
+        measured = torch.empty(len(index), MEASURED, dtype=self.experiment.dtype)
+        shared = [t for t in (part.x, part.y, part.weights) if t is not None]
+        self.compiled([*(t[index] for t in _tensors(state)), measured], shared)
+        return Measured.of(measured[: len(part.slots)])
+
     @torch.no_grad()
-    def _outputs(self, part: _Part) -> Tensor:
+    def _outputs(self, state: State, part: _Part) -> Tensor:
         """(k, R, K) of a part's k lanes."""
+        index = torch.tensor(part.slots)
+        parameters, buffers = (
+            {n: t[index] for n, t in tensors.items()}
+            for tensors in (state.parameters, state.buffers)
+        )
         put_out = vmap(self._one, in_dims=(0, 0, None))
         if part.x is not None:
-            return put_out(part.parameters, part.buffers, part.x)
+            return put_out(parameters, buffers, part.x)
         pieces = np.array_split(part.rows, -(-len(part.rows) // self.rows_at_once))
         outputs = [
-            put_out(part.parameters, part.buffers, self._take(part.fold, piece)[0])
-            for piece in pieces
+            put_out(parameters, buffers, self._take(part.fold, piece)[0]) for piece in pieces
         ]
         return torch.cat(outputs, dim=1)
 
@@ -146,3 +198,7 @@ class Evaluation:
             self._own.module = copy.deepcopy(self.module).eval()
         outputs = functional_call(self._own.module, {**parameters, **buffers}, (x,))
         return as_matrix(outputs, self.experiment.problem.n_outputs)
+
+
+def _tensors(state: State) -> list[Tensor]:
+    return [*state.parameters.values(), *state.buffers.values()]

@@ -1,8 +1,8 @@
-"""A compiled step: a shared library with AOTInductor's C interface.
+"""A compiled program: a shared library with AOTInductor's C interface.
 
 It is called through that interface (torch/csrc/inductor/aoti_runtime/interface.h) by ctypes,
-because torch's own loaders hold Python's lock while a step computes: here as many threads step as
-there are cores, and the sampler and the database go on meanwhile.
+because torch's own loaders hold Python's lock while a program computes: here as many threads
+compute as there are cores, and the sampler and the database go on meanwhile.
 """
 
 from __future__ import annotations
@@ -14,20 +14,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sweep.training.batches import FoldTable
-from sweep.training.lanes_trace import tensors
-
 Pointer = ctypes.c_void_p
 
 
-class CompiledStep:
-    """A step compiled for any number of lanes from two on. It changes the state in place.
+class CompiledProgram:
+    """A program compiled for any number of lanes from two on. It changes the lanes in place.
 
     Raises OSError or AttributeError where the file is no such library.
     """
 
-    def __init__(self, library: Path, table: FoldTable, threads: int) -> None:
-        self._table = tensors(table)
+    def __init__(self, library: Path, threads: int) -> None:
         code = ctypes.CDLL(str(library))
         create = code.AOTInductorModelContainerCreateWithDevice
         create.argtypes = [ctypes.POINTER(Pointer), ctypes.c_size_t, ctypes.c_char_p, Pointer]
@@ -50,13 +46,13 @@ class CompiledStep:
         if create(ctypes.byref(self._container), threads, b"cpu", None):
             raise OSError(f"{library} cannot be used")
 
-    def __call__(self, state: Sequence[Tensor], inputs: Sequence[Tensor]) -> None:
-        given = [*state, *inputs, *self._table]
+    def __call__(self, lanes: Sequence[Tensor], shared: Sequence[Tensor]) -> None:
+        given = [*lanes, *shared]
         capsules = torch._C._aoti.unsafe_alloc_void_ptrs_from_tensors(given)
         handles = (Pointer * len(given))(*[self._address(c, None) for c in capsules])
         returned = (Pointer * 1)()
         # The library takes over the handles it is given, and leaves the one it returns.
         failed = self._run(self._container, handles, len(given), returned, 1, None, None)
         if failed:
-            raise RuntimeError("the compiled step failed")
+            raise RuntimeError("the compiled program failed")
         self._delete(returned[0])

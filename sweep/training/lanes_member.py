@@ -19,7 +19,7 @@ from sweep.training.penalty import Penalty, make_penalty
 
 @dataclass(frozen=True)
 class LaneModel:
-    """A member ready for a lane: its module, plan and penalty."""
+    """A member ready for a lane: its module (to be copied from), plan and penalty."""
 
     member: Member
     module: nn.Module
@@ -33,7 +33,7 @@ class LaneModel:
     @classmethod
     def build(cls, experiment: Experiment, member: Member) -> LaneModel:
         spec, problem, setting = experiment.spec, experiment.problem, member.setting
-        module = experiment.build_model(setting, member.fold)
+        module = experiment.start_of(setting, member.fold)
         interact, unstackable = experiment.traits(setting, module)
         plan = make_plan(problem, spec, member, interact)
         names = penalized(module, penalize_bias=spec.penalize_bias, patterns=spec.penalize)

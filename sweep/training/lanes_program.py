@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -23,11 +23,13 @@ from sweep.training.batches import BatchOrders, FoldTable
 from sweep.training.diagnosis import diagnose
 from sweep.training.divergence import CODES, Reason, Watch, new_watch
 from sweep.training.experiment import Experiment
+from sweep.training.lanes_brief import brief
 from sweep.training.lanes_evaluate import Evaluation
 from sweep.training.lanes_member import Lane, LaneModel
 from sweep.training.lanes_scoring import make_outcome
 from sweep.training.lanes_step import LaneStep, State, Tensors
 from sweep.training.lanes_stepper import Chunk, Stepper
+from sweep.training.lanes_trace import Traced
 from sweep.training.member import Done, Epoch, Event, Outcome
 from sweep.training.optimizers import new_moments, numbers, trainable
 from sweep.training.penalty import aligned
@@ -39,6 +41,7 @@ SLICE_SECONDS = 0.2
 SOON = 64
 """Steps that a free slot waits for the end of the others' epoch: lanes that end their epochs
 together are looked at and scored together."""
+SCORING = "scoring"
 SHRINK = 0.75
 """With this share of its slots in use or less, a program that has no one waiting drops the rest."""
 
@@ -59,8 +62,12 @@ class Program:
         self.optimizer = setting.optimizer
         step = LaneStep(experiment, model.module, model.penalized, setting)
         self.template = step.template
+        parameters: Tensors = {n: p.detach() for n, p in trainable(model.module).items()}
+        # What every member starts with, whatever its setting.
+        self.moments = new_moments(parameters, self.optimizer, step.clips)
+        self.watch = new_watch(len(parameters), experiment.dtype)
         table = FoldTable.of(experiment)
-        self.stepper = Stepper(step, table, compile_when)
+        self.stepper = Stepper(step, table, compile_when, brief(experiment, model))
         self.evaluation = Evaluation(experiment, model.module, table, self.stepper.pool)
         rows = max(len(fold.train) for fold in experiment.problem.folds)
         self.batch = min(setting.batch_size or rows, rows)
@@ -68,6 +75,8 @@ class Program:
             self.batch = model.plan.batch
         self.orders = BatchOrders(experiment, self.batch)
         self.state: State | None = None
+        self.sources: dict[str, Callable[[], Traced]] | None = None
+        """What is to be compiled beside the step."""
         self.best: Tensors = {}
         self.to_come = 0.0
 
@@ -165,8 +174,8 @@ class Program:
         return State(
             parameters=parameters,
             buffers={**frozen, **dict(module.named_buffers())},
-            moments=new_moments(parameters, self.optimizer, self.stepper.step.clips),
-            watch=new_watch(len(parameters), dtype),
+            moments=self.moments,
+            watch=self.watch,
             numbers=numbers(setting, dtype),
             penalty=aligned(model.penalty, self.template),
         )
@@ -192,7 +201,12 @@ class Program:
         if steps <= 0:
             return
         assert self.state is not None
-        self.state = self.stepper.run(self.state, self._chunk(steps), self._steps_left())
+        if self.sources is None:
+            scoring = self.evaluation.source(self.state)
+            self.sources = {} if scoring is None else {SCORING: scoring}
+        chunk, left = self._chunk(steps), self._steps_left()
+        self.state = self.stepper.run(self.state, chunk, left, self.sources)
+        self.evaluation.compiled = self.stepper.compiled(SCORING)
         for lane in active:
             lane.step += steps
 
@@ -301,7 +315,7 @@ class Program:
                 lane.order = self.orders.acquire(member.fold, lane.epoch, plan)
                 lane.plan_epoch()
         if finished:
-            events += self._finish({slot: seats[slot] for slot in finished})
+            events += self._finish({slot: seats[slot] for slot in finished}, scores)
         return events
 
     def _keep_best(self, slot: int) -> None:
@@ -312,15 +326,22 @@ class Program:
                 self.best[name] = torch.zeros_like(t)
             self.best[name][slot] = t[slot]
 
-    def _finish(self, lanes: dict[int, Lane]) -> list[Event]:
-        """Final scores of members that trained to their end, with the best epoch's weights."""
+    def _finish(
+        self, lanes: dict[int, Lane], known: Mapping[int, list[float | ScoreUndefined]]
+    ) -> list[Event]:
+        """Final scores of members that trained to their end, with the best epoch's weights.
+
+        `known`: their scores after the last epoch.
+        """
         assert self.state is not None
         slots = torch.tensor(list(lanes))
         if self.best:
             for name, t in {**self.state.parameters, **self.state.buffers}.items():
                 t[slots] = self.best[name][slots]
         asked = [self.experiment.score, *self.experiment.more_scores]
-        test = self.evaluation.scores(lanes, self.state, "test", asked)
+        test = known
+        if self.best or len(asked) > 1:
+            test = self.evaluation.scores(lanes, self.state, "test", asked)
         train = self.evaluation.scores(lanes, self.state, "train", asked[:1])
         nonzero = torch.zeros(len(lanes), dtype=torch.int64)
         for name in self.penalized:

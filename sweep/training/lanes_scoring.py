@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.func import vmap
@@ -17,6 +19,41 @@ from sweep.training.experiment import Experiment
 from sweep.training.member import Member, Outcome
 from sweep.training.reference import error_failure
 from sweep.training.scoring import ScoreUndefined, judge
+
+MEASURED = 3
+"""Numbers that `measure` finds."""
+
+
+class Measured(NamedTuple):
+    """What `measure` found of each lane."""
+
+    scores: list[float]
+    """NaN if an output is not finite, as `judge` has it."""
+    losses: list[float]
+    undefined: bool
+    """Whether the score of some lane does not exist although its outputs are finite."""
+
+    @classmethod
+    def of(cls, measured: Float[Tensor, "k 3"]) -> Measured:
+        scores, losses, finite = measured.unbind(1)
+        scores = torch.where(finite > 0, scores, torch.nan)
+        undefined = bool((torch.isnan(scores) & (finite > 0)).any())
+        return cls(scores.tolist(), losses.tolist(), undefined)
+
+
+def measure(
+    experiment: Experiment, outputs: Tensor, y: Tensor, weights: Tensor | None
+) -> Float[Tensor, " 3"]:
+    """Of one lane's outputs (R, K): the study's score, the loss that early stopping looks at, and
+    whether all outputs are finite. The score must have a formula.
+    """
+    formula = experiment.score.tensor
+    assert formula is not None
+    w = outputs.new_ones(len(outputs)) if weights is None else weights
+    losses = loss_per_sample(experiment.problem.kind, outputs, y)
+    loss = losses.mean() if weights is None else (losses * weights).mean()
+    finite = torch.isfinite(outputs).all().to(outputs.dtype)
+    return torch.stack([formula(outputs, y, w), loss, finite])
 
 
 def judge_lanes(

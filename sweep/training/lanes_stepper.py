@@ -8,7 +8,7 @@ and a block's weights stay in that core's cache. How many lanes a block has is m
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -19,8 +19,9 @@ from torch.utils._pytree import tree_map
 
 from sweep.training.batches import FoldTable
 from sweep.training.lanes_compile import TRACE_WORTH_SECONDS, WORTH_SECONDS, Compilation
+from sweep.training.lanes_library import CompiledProgram
 from sweep.training.lanes_step import LaneStep, State, StepInputs
-from sweep.training.lanes_trace import tensors
+from sweep.training.lanes_trace import Traced, step_function, tensors, trace
 
 CHUNK_SECONDS, MOST_STEPS, FIRST_STEPS = 0.1, 64, 4
 """A chunk of steps, between two looks at the divergence flags, takes about so long, and has at
@@ -29,6 +30,7 @@ WARM_UP_CHUNKS = 2
 """The first chunks import and allocate; they are not timed."""
 BLOCKS = (4, 8, 16, 32, 64, 128, 256, 512, 1024)
 REPEATS = 3
+STEP = "step"
 BETTER = 0.97
 
 
@@ -58,24 +60,31 @@ class Chunk(NamedTuple):
 class Stepper:
     """The step of one program, in whatever form is best at present."""
 
-    def __init__(self, step: LaneStep, table: FoldTable, compile_when: str) -> None:
-        self.step, self.table, self.compile_when = step, table, compile_when
+    def __init__(
+        self, step: LaneStep, table: FoldTable, compile_when: str, brief: str | None = None
+    ) -> None:
+        self.step, self.table, self.compile_when, self.brief = step, table, compile_when, brief
         self.compilation: Compilation | None = None
         self.step_seconds: float | None = None
+        self._shared = tensors(table)
         self._threads = torch.get_num_threads()
         self.pool = ThreadPoolExecutor(self._threads, "lanes", torch.set_num_threads, (1,))
         self._chunks = 0
         self._block: tuple[int, int] | None = None
         """(lanes of a block, lanes there were when that was measured)"""
 
-    @property
-    def is_compiled(self) -> bool:
-        return self.compilation is not None and self.compilation.result is not None
+    def compiled(self, name: str = STEP) -> CompiledProgram | None:
+        """The compiled program of this name, once it is there."""
+        return None if self.compilation is None else self.compilation.ready.get(name)
 
     @property
-    def error(self) -> str | None:
-        """Why compiling failed."""
-        return None if self.compilation is None else self.compilation.error
+    def is_compiled(self) -> bool:
+        return self.compiled() is not None
+
+    @property
+    def errors(self) -> Mapping[str, str]:
+        """Of each program that could not be compiled, why."""
+        return {} if self.compilation is None else self.compilation.errors
 
     @property
     def steps_at_once(self) -> int:
@@ -84,10 +93,18 @@ class Stepper:
             return FIRST_STEPS
         return max(1, min(MOST_STEPS, round(CHUNK_SECONDS / self.step_seconds)))
 
-    def run(self, state: State, chunk: Chunk, steps_left: float) -> State:
-        """The state after the chunk's steps. `steps_left` are to come, this chunk included."""
-        if not self.is_compiled:
-            self._consider_compiling(state, chunk, steps_left)
+    def run(
+        self,
+        state: State,
+        chunk: Chunk,
+        steps_left: float,
+        more: Mapping[str, Callable[[], Traced]] | None = None,
+    ) -> State:
+        """The state after the chunk's steps. `steps_left` are to come, this chunk included.
+
+        `more`: what else is worth compiling where the step is, by name.
+        """
+        self._consider_compiling(state, chunk, steps_left, more or {})
         was_compiled, began = self.is_compiled, time.perf_counter()
         state = self._run_compiled(state, chunk) if was_compiled else self._run(state, chunk)
         self._chunks += 1
@@ -102,10 +119,11 @@ class Stepper:
         return state
 
     def _run_compiled(self, state: State, chunk: Chunk) -> State:
-        assert self.compilation is not None and self.compilation.result is not None
+        compiled = self.compiled()
+        assert compiled is not None
         # The eager step may leave tensors transposed.
         state = tree_map(lambda t: t.contiguous() if isinstance(t, Tensor) else t, state)
-        whole, compiled = tensors(state), self.compilation.result
+        whole = tensors(state)
         lanes = len(chunk.folds)
         rounds = max(1, round(lanes / (self._threads * self._block_size(whole, chunk))))
         # The compiled step takes two lanes or more.
@@ -115,7 +133,7 @@ class Stepper:
         def train(begin: int, end: int) -> None:
             part = [t[begin:end] for t in whole]
             for inputs in chunk.inputs(begin, end):
-                compiled(part, list(inputs))
+                compiled([*part, *inputs], self._shared)
 
         for _ in self.pool.map(train, [0, *ends[:-1]], ends):
             pass
@@ -129,17 +147,16 @@ class Stepper:
         return self._block[0]
 
     def _measured(self, state: list[Tensor], chunk: Chunk) -> int:
-        assert self.compilation is not None and self.compilation.result is not None
-        compiled, lanes = self.compilation.result, len(chunk.folds)
+        compiled, lanes = self.compiled(), len(chunk.folds)
+        assert compiled is not None
 
         def seconds(size: int) -> float:
-            part = [t[:size].clone() for t in state]
-            inputs = list(next(chunk.inputs(0, size)))
-            compiled(part, inputs)
+            part = [*(t[:size].clone() for t in state), *next(chunk.inputs(0, size))]
+            compiled(part, self._shared)
             taken = []
             for _ in range(REPEATS):
                 began = time.perf_counter()
-                compiled(part, inputs)
+                compiled(part, self._shared)
                 taken.append(time.perf_counter() - began)
             return min(taken) / size
 
@@ -152,26 +169,40 @@ class Stepper:
                 break
         return max(2, best)
 
-    def _consider_compiling(self, state: State, chunk: Chunk, steps_left: float) -> None:
-        """Looks for a compiled step, or starts compiling, where that pays."""
+    def _consider_compiling(
+        self,
+        state: State,
+        chunk: Chunk,
+        steps_left: float,
+        more: Mapping[str, Callable[[], Traced]],
+    ) -> None:
+        """Looks for what was compiled, or starts compiling, where that pays."""
         if self.compile_when == "never" or len(chunk.folds) < 2:
             return
-        always = self.compile_when == "always"
-        if not always and self.step_seconds is None:
-            return
-        left = float("inf") if always else steps_left * (self.step_seconds or 0.0)
         if self.compilation is None:
-            if left < TRACE_WORTH_SECONDS:
-                return
-            inputs = next(chunk.inputs())
-            self.compilation = Compilation(self.step, state, inputs, self.table)
-        if left >= WORTH_SECONDS:
-            self.compilation.start()
-        if always:
-            self.compilation.wait()
-        self.compilation.poll()
-        if self.is_compiled:
+            self.compilation = Compilation({STEP: self._source(state, chunk), **more}, self.brief)
+        had = self.is_compiled
+        if not self.compilation.is_complete:
+            if self.compile_when == "always":
+                self.compilation.start()
+                self.compilation.wait(STEP)
+            elif self.step_seconds is not None:
+                left = steps_left * self.step_seconds
+                if left >= TRACE_WORTH_SECONDS and not had:
+                    self.compilation.trace()
+                if left >= WORTH_SECONDS:
+                    self.compilation.start()
+            self.compilation.poll()
+        if self.is_compiled and not had:
             self.step_seconds = None
+
+    def _source(self, state: State, chunk: Chunk) -> Callable[[], Traced]:
+        """Traces the step. Keeps one lane of each tensor, for its form."""
+        state, inputs = tree_map(
+            lambda t: t[:1].clone() if isinstance(t, Tensor) else t, (state, next(chunk.inputs()))
+        )
+        function = step_function(self.step, state, inputs, self.table)
+        return lambda: trace(function, tensors((state, inputs)), self._shared)
 
     def close(self) -> None:
         self.pool.shutdown()

@@ -1,16 +1,16 @@
-"""A program's step as one graph of tensor operations, for any number of lanes.
+"""A function of many lanes as one graph of tensor operations, for any number of lanes.
 
 The graph is traced once, without data, at a number of lanes that occurs nowhere else: each
-multiple of it in the graph is then the number of lanes, and stays open. It changes the state in
-place: what the step returns is copied over what it was given.
+multiple of it in the graph is then the number of lanes, and stays open. So does the number of
+rows, where asked. The function changes its lanes in place.
 """
 
 from __future__ import annotations
 
 import hashlib
 import operator
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,8 +23,21 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from sweep.training.batches import FoldTable
 from sweep.training.lanes_step import LaneStep, State, StepInputs
 
-LANES = 1_000_003
-"""The number of lanes traced: a prime, so that only multiples of the number of lanes divide it."""
+LANES, ROWS = 1_000_003, 1_000_033
+"""The numbers of lanes and rows traced: primes, which divide nothing but their multiples."""
+
+Function = Callable[[list[Tensor], list[Tensor]], Tensor]
+"""(tensors of the lanes, changed in place; tensors that all lanes share) -> anything."""
+Form = tuple[tuple[int, ...], torch.dtype]
+
+
+class Traced(NamedTuple):
+    """A graph, and the forms (shape, dtype) of what it takes: of each lane, and shared by all."""
+
+    graph: GraphModule
+    lanes: list[Form]
+    shared: list[Form]
+    open_rows: bool
 
 
 def tensors(tree: Any) -> list[Tensor]:
@@ -32,72 +45,113 @@ def tensors(tree: Any) -> list[Tensor]:
     return [leaf for leaf in tree_flatten(tree)[0] if isinstance(leaf, Tensor)]
 
 
-def trace(step: LaneStep, state: State, inputs: StepInputs, table: FoldTable) -> GraphModule:
-    """The step as a function of `tensors(state)`, `tensors(inputs)`, `tensors(table)`.
+def step_function(step: LaneStep, state: State, inputs: StepInputs, table: FoldTable) -> Function:
+    """The step as a function of `tensors((state, inputs))` and `tensors(table)`.
 
-    It changes the state's tensors in place and returns the watch's codes. Raises what the step's
-    code raises when it looks at a tensor's values.
+    What the step returns is copied over the state it was given.
     """
     leaves, structure = tree_flatten((state, inputs))
     table_leaves, table_structure = tree_flatten(table)
 
-    def flat(lanes: Sequence[Tensor], rows: Sequence[Tensor]) -> list[Tensor]:
-        of_lanes, of_rows = iter(lanes), iter(rows)
-        here, given = tree_unflatten(
-            [next(of_lanes) if isinstance(leaf, Tensor) else leaf for leaf in leaves], structure
-        )
-        data = tree_unflatten(
-            [next(of_rows) if isinstance(leaf, Tensor) else leaf for leaf in table_leaves],
-            table_structure,
-        )
-        after = step(here, given, data)
+    def function(lanes: list[Tensor], shared: list[Tensor]) -> Tensor:
+        here, given = tree_unflatten(_refilled(leaves, lanes), structure)
+        after = step(here, given, tree_unflatten(_refilled(table_leaves, shared), table_structure))
         for old, new in zip(tensors(here), tensors(after), strict=True):
             if old is not new:
                 old.copy_(new)
-        return [after.watch.code.clone()]
+        return after.watch.code
 
+    return function
+
+
+def _refilled(leaves: Sequence[Any], given: Sequence[Tensor]) -> list[Any]:
+    """The leaves, with the given tensors where they have tensors."""
+    following: Iterator[Tensor] = iter(given)
+    return [next(following) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+
+
+def trace(
+    function: Function, lanes: Sequence[Tensor], shared: Sequence[Tensor], open_rows: bool = False
+) -> Traced:
+    """The function, for tensors like these. `open_rows`: whatever the first length of the shared.
+
+    Raises what the function's code raises when it looks at a tensor's values.
+    """
     with FakeTensorMode(allow_non_fake_inputs=True):
         of_lanes = [
-            torch.empty((LANES, *t.shape[1:]), dtype=t.dtype, device=t.device)
-            for t in tensors((state, inputs))
+            torch.empty((LANES, *t.shape[1:]), dtype=t.dtype, device=t.device) for t in lanes
         ]
-        of_rows = [torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in tensors(table)]
-    graph = make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)(of_lanes, of_rows)
-    _open_lanes(graph)
-    return graph
+        of_all = [
+            torch.empty(
+                (ROWS, *t.shape[1:]) if open_rows else t.shape, dtype=t.dtype, device=t.device
+            )
+            for t in shared
+        ]
+    # A library must return something of its own.
+    graph = make_fx(
+        lambda lanes, shared: [function(lanes, shared).clone()],
+        tracing_mode="fake",
+        _allow_non_fake_inputs=True,
+    )(of_lanes, of_all)
+    graph.graph.eliminate_dead_code()
+    inputs = [node for node in graph.graph.nodes if node.op == "placeholder"]
+    opened = {LANES: inputs[0]}
+    if open_rows:
+        opened[ROWS] = inputs[len(lanes)]
+    _open(graph, opened)
+    return Traced(
+        graph,
+        [(tuple(t.shape[1:]), t.dtype) for t in lanes],
+        [(tuple(t.shape[1:] if open_rows else t.shape), t.dtype) for t in shared],
+        open_rows,
+    )
 
 
-def _open_lanes(module: GraphModule) -> None:
-    """Replaces each multiple of LANES by that multiple of the first input's length."""
+def _open(module: GraphModule, opened: dict[int, Node]) -> None:
+    """Replaces each multiple of these primes by that multiple of the inputs' first lengths."""
     graph = module.graph
-    graph.eliminate_dead_code()
-    inputs = [node for node in graph.nodes if node.op == "placeholder"]
-    with graph.inserting_after(inputs[-1]):
-        length = graph.call_function(torch.ops.aten.sym_size.int, (inputs[0], 0))
-    sizes: dict[int, Node] = {1: length}
+    last = [node for node in graph.nodes if node.op == "placeholder"][-1]
+    with graph.inserting_after(last):
+        lengths = {
+            prime: graph.call_function(torch.ops.aten.sym_size.int, (node, 0))
+            for prime, node in opened.items()
+        }
+    last = max(lengths.values(), key=list(graph.nodes).index)
+    sizes: dict[int, Node] = dict(lengths)
 
-    def opened(value: Any) -> Any:
-        if not isinstance(value, int) or isinstance(value, bool) or value == 0 or value % LANES:
+    def size(value: int) -> Node:
+        nonlocal last
+        if value not in sizes:
+            prime = next(p for p in lengths if value % p == 0)
+            rest = value // prime
+            factor = size(rest) if any(rest % p == 0 for p in lengths) else rest
+            with graph.inserting_after(last):
+                last = graph.call_function(operator.mul, (lengths[prime], factor))
+            sizes[value] = last
+        return sizes[value]
+
+    def replaced(value: Any) -> Any:
+        if isinstance(value, bool) or not isinstance(value, int | float) or value == 0:
             return value
-        times = value // LANES
-        if times not in sizes:
-            with graph.inserting_after(length):
-                sizes[times] = graph.call_function(operator.mul, (length, times))
-        return sizes[times]
+        if not any(value % prime == 0 for prime in lengths):
+            return value
+        if isinstance(value, float):
+            raise NotImplementedError("a number of rows enters the computation")
+        return size(value)
 
     for node in list(graph.nodes):
-        if node.op == "call_function" and node is not length:
-            node.args = map_aggregate(node.args, opened)
-            node.kwargs = map_aggregate(node.kwargs, opened)
+        if node.op == "call_function" and node not in sizes.values():
+            node.args = map_aggregate(node.args, replaced)
+            node.kwargs = map_aggregate(node.kwargs, replaced)
     graph.lint()
     module.recompile()
 
 
-def fingerprint(graph: GraphModule, examples: Sequence[Tensor], more: Sequence[object]) -> str:
+def fingerprint(traced: Traced, more: Sequence[object]) -> str:
     """Equal for graphs that compile to the same program on this machine."""
+    graph, lanes, shared, open_rows = traced
     digest = hashlib.sha256(graph.code.encode())
-    for t in examples:
-        digest.update(repr((t.dtype, tuple(t.shape[1:]), t.device.type)).encode())
+    digest.update(repr((lanes, shared, open_rows)).encode())
     for name, t in sorted(_constants(graph).items()):
         digest.update(f"{name} {t.dtype} {tuple(t.shape)}".encode())
         digest.update(t.detach().cpu().contiguous().numpy().tobytes())
