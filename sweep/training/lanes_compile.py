@@ -148,7 +148,7 @@ class Compilation:
             left.unlink(missing_ok=True)
 
     def _look_up(self, index: Path) -> None:
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError, TypeError):
             found = json.loads(index.read_text())
             if set(found) == set(self._sources):
                 self.libraries = {n: self._directory / Path(file).name for n, file in found.items()}

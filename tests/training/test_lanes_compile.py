@@ -1,19 +1,26 @@
-"""Where compiled steps are kept, and what becomes of a file that is none."""
+"""Compiled programs: what they compute, where they are kept, how they are found again."""
 
 import os
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
+from sweep.spec import load_spec
+from sweep.training.lanes_brief import brief
 from sweep.training.lanes_compile import Compilation, cache_directory
 from sweep.training.lanes_member import LaneModel
 from sweep.training.lanes_program import Program
 from sweep.training.lanes_step import StepInputs
+from sweep.training.lanes_stepper import STEP
+from sweep.training.lanes_trace import step_function, tensors, trace
 from sweep.training.member import Member
 
 from .trials import BASE, experiment
 
 SLOTS = 4
+PARAMS = {"learning_rate": 0.1, "clip_norm": None, "regularizer": "l1"}
 
 
 @pytest.fixture
@@ -22,11 +29,11 @@ def home(tmp_path, monkeypatch):
     return tmp_path
 
 
-def compilation():
-    exp = experiment(BASE)
-    setting = exp.spec.setting({"learning_rate": 0.1})
+def compilation(brief=None, **study):
+    exp = experiment({**BASE, **study})
+    setting = exp.spec.setting(PARAMS)
     models = [LaneModel.build(exp, Member(trial, 0, setting)) for trial in range(SLOTS)]
-    program = Program(exp, models[0], SLOTS)
+    program = Program(exp, models[0], SLOTS, "never")
     program.waiting.extend(models)
     program.advance()
     whole = torch.zeros(SLOTS, dtype=torch.int64)
@@ -37,16 +44,162 @@ def compilation():
         step=whole,
         learning_rate=torch.full((SLOTS,), 0.1, dtype=exp.dtype),
     )
-    return Compilation(program.stepper.step, program.state, inputs, program.stepper.table)
+    step, table = program.stepper.step, program.stepper.table
+    function = step_function(step, program.state, inputs, table)
+
+    def source():
+        return trace(function, tensors((program.state, inputs)), tensors(table))
+
+    return Compilation({STEP: source, "scoring": program.evaluation.source(program.state)}, brief)
 
 
 def test_a_file_that_is_no_library_is_thrown_away_and_nothing_else_happens(home):
     first = compilation()
-    assert first.error is None and first.result is None
-    first.library.write_bytes(b"no library")
+    first.trace()
+    assert not first.errors and not first.ready
+    library = first.libraries[STEP]
+    library.write_bytes(b"no library")
     again = compilation()
-    assert again.library == first.library and not first.library.exists()
-    assert again.error is None and again.result is None
+    again.trace()
+    assert again.libraries == first.libraries and not library.exists()
+    assert not again.errors and not again.ready
+
+
+def test_what_was_compiled_is_found_by_its_brief_without_tracing(home):
+    first = compilation("a brief")
+    assert not first.libraries
+    first.trace()
+    again, other = compilation("a brief"), compilation("another brief")
+    assert again.libraries == first.libraries and again.traced is None
+    assert not other.libraries
+
+
+@pytest.mark.parametrize("damage", ["", "[]", '{"step": "a.so"}', '{"step": 1, "scoring": 2}'])
+def test_an_index_that_says_nothing_is_made_anew(home, damage):
+    first = compilation("a brief")
+    first.trace()
+    (index,) = (home / "sweep" / "steps").glob("*.json")
+    index.write_text(damage)
+    again = compilation("a brief")
+    assert not again.libraries
+    again.trace()
+    assert again.libraries == first.libraries and compilation("a brief").libraries
+
+
+STUDIES = {
+    "the same": {},
+    "other clipping": {"train": {**BASE["train"], "clip_norm": {"choices": [None, 1.0]}}},
+    "another regularizer": {"regularizer": "l1", "lambda": 0.1},
+    "two regularizers": {"regularizer": {"choices": ["l1", "l2"]}, "lambda": 0.1},
+    "another optimizer": {"train": {**BASE["train"], "optimizer": "adam"}},
+    "float32": {"train": {**BASE["train"], "dtype": "float32"}},
+    "other batches": {"train": {**BASE["train"], "batch_size": 8}},
+    "another width": {"model": {"kind": "mlp", "hidden": [7]}},
+    "other rules": {"divergence": {"patience": 3}},
+    "biases too": {"penalize_bias": True, "regularizer": "l1", "lambda": 0.1},
+    "another score": {"score": "accuracy"},
+    "other data": {"data": {"source": "python:toy_data:two_classes"}},
+    "seven trials": {"trials": 7, "sampler": "random"},
+}
+
+
+def test_studies_of_one_brief_have_the_same_programs(home):
+    by_brief = {}
+    for name, study in STUDIES.items():
+        exp = experiment({**BASE, **study})
+        model = LaneModel.build(exp, Member(0, 0, exp.spec.setting(PARAMS)))
+        made = compilation(**study)
+        made.trace()
+        said = brief(exp, model)
+        assert said is not None
+        by_brief.setdefault(said, {})[name] = made.libraries
+    for alike in by_brief.values():
+        assert len({str(libraries) for libraries in alike.values()}) == 1, alike.keys()
+    assert {"the same", "seven trials"} in map(set, by_brief.values())
+
+
+@pytest.mark.parametrize(
+    "study",
+    [
+        {"model": {"kind": "python:toy_data:Residual"}},
+        {"regularizer": "python:own_penalties:Ridge", "lambda": 0.1},
+    ],
+)
+def test_nobody_can_say_briefly_what_a_users_own_code_depends_on(study):
+    spec = load_spec({**BASE, **study}).spec
+    exp = experiment(BASE)
+    model = LaneModel.build(exp, Member(0, 0, exp.spec.setting(PARAMS)))
+    setting = spec.setting(PARAMS)
+    own = replace(model, member=Member(0, 0, setting))
+    assert brief(replace(exp, spec=spec), own) is None
+    assert brief(exp, model) is not None
+
+
+def test_a_number_of_rows_that_enters_the_computation_is_not_taken_for_a_constant():
+    lanes, shared = [torch.zeros(2, 3), torch.zeros(2)], [torch.zeros(5, 3)]
+
+    def sums(lanes, shared):
+        lanes[1].copy_((shared[0] @ lanes[0].mT).sum(0))
+        return lanes[1]
+
+    def means(lanes, shared):
+        lanes[1].copy_((shared[0] @ lanes[0].mT).sum(0) / float(len(shared[0])))
+        return lanes[1]
+
+    traced = trace(sums, lanes, shared, open_rows=True)
+    given = [torch.randn(4, 3), torch.zeros(4)], [torch.randn(7, 3)]
+    traced.graph(*given)
+    torch.testing.assert_close(given[0][1], (given[1][0] @ given[0][0].mT).sum(0))
+    with pytest.raises(NotImplementedError, match="rows"):
+        trace(means, lanes, shared, open_rows=True)
+
+
+SCORED = {
+    "classes": {},
+    "two classes, early stopping": {
+        "data": {"source": "python:toy_data:two_classes"},
+        "train": {**BASE["train"], "early_stopping": {"patience": 2}},
+        "score": "accuracy",
+    },
+    "weights": {
+        "data": {"source": "python:toy_data:weighted"},
+        "task": "regression",
+        "score": "r2",
+    },
+}
+
+
+@pytest.mark.parametrize("case", SCORED)
+def test_compiled_scores_are_the_eager_ones(case):
+    """Of one lane of a fold and of several, of a lane that is not finite, on all kinds of rows."""
+    exp = experiment({**BASE, **SCORED[case]})
+    setting = exp.spec.setting(PARAMS)
+    names = [(0, 0), (1, 0), (2, 0), (0, 1)]
+    models = [LaneModel.build(exp, Member(*name, setting)) for name in names]
+    program = Program(exp, models[0], SLOTS)
+    program.waiting.extend(models)
+    program.advance()
+    made = Compilation({"scoring": program.evaluation.source(program.state)}, None)
+    made.start()
+    made.wait("scoring")
+    if "compiler" in str(made.errors):
+        pytest.skip("no C++ compiler here: scores are computed eagerly")
+    for lane, bad in ((0, None), (1, torch.nan)):
+        if bad is not None:
+            next(iter(program.state.parameters.values()))[lane] = bad
+        found = {}
+        for compiled in (None, made.ready["scoring"]):
+            program.evaluation.compiled = compiled
+            seats = dict(enumerate(program.lanes))
+            found[compiled is None] = [
+                program.evaluation.scores(seats, program.state, which, [exp.score])
+                for which in ("test", "train")
+            ] + [program.evaluation.held_out_losses(seats, program.state)]
+        for eager, quick in zip(found[True], found[False], strict=True):
+            assert eager.keys() == quick.keys()
+            for slot, value in eager.items():
+                np.testing.assert_allclose(quick[slot], value, rtol=1e-12)
+    program.stepper.close()
 
 
 def test_steps_are_kept_under_the_cache_that_is_asked_for(home):
