@@ -160,6 +160,7 @@ def test_a_compiled_step_changes_no_result(case):
             if isinstance(news, Finished):
                 results[news.trial] = news.result
         compiled = compiled or "compiled" in engine.describe()
+    engine.close()
     if any("compiler" in text for text in notices):
         pytest.skip("no C++ compiler here: training stays eager")
     assert compiled and not notices, notices
