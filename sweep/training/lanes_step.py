@@ -139,6 +139,7 @@ class LaneStep:
             self.penalized,
             state.penalty.prox if self.template.proximal else None,
         )
-        sound = torch.stack([torch.isfinite(p).all() for p in parameters.values()]).all()
+        # A maximum is not finite where an entry is not, and costs a fifth of asking each entry.
+        sound = torch.isfinite(torch.stack([p.abs().amax() for p in parameters.values()])).all()
         watch = observe(state.watch, loss, norm, peaks, sound, self.rules)
         return parameters, buffers, moments, watch
