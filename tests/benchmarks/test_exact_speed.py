@@ -21,8 +21,9 @@ from sklearn.model_selection import KFold, StratifiedKFold
 
 from sweep.problem.prepare import prepare
 from sweep.spec import load_spec
+from sweep.training.convex_member import ConvexMembers
 from sweep.training.experiment import Experiment
-from sweep.training.fista import ConvexMembers, solve
+from sweep.training.fista import solve
 from sweep.training.lanes import LanesEngine
 from sweep.training.member import Member
 from sweep.training.schedule import Finished, Schedule

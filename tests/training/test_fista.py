@@ -11,7 +11,8 @@ from sweep.errors import SpecError
 from sweep.problem.losses import loss_per_sample
 from sweep.problem.regularizers import REGULARIZERS, make_regularizer
 from sweep.spec.exact import NOT_SOLVED
-from sweep.training.fista import ConvexMembers, solve
+from sweep.training.convex_member import ConvexMembers
+from sweep.training.fista import solve
 from sweep.training.lanes import LanesEngine
 from sweep.training.member import Failure, Member
 from sweep.training.preflight import preflight
