@@ -10,13 +10,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sweep.problem.models import penalized
-from sweep.training.convex_loss import Design, FoldLoss, make_loss
+from sweep.training.convex_loss import Design, FoldLoss, GramLoss, dot, make_loss
 from sweep.training.convex_newton import MOST_FLOPS, newton_flops
-from sweep.training.convex_penalty import ConvexPenalty, make_convex_penalty
+from sweep.training.convex_penalty import ConvexPenalty, Separable, make_convex_penalty
+from sweep.training.convex_support import solve_flops
 from sweep.training.divergence import Reason
 from sweep.training.experiment import Experiment
 from sweep.training.member import Failure, Member
 
+CHECK = 10
+"""Iterations between two looks at the residual."""
 ITERATION_FLOPS = 4e5
 """What starting an iteration costs beside its arithmetic."""
 NEWTON_SHARE = 1.0
@@ -48,8 +51,8 @@ class FoldProblem:
         # The curvature along the gradient, by a difference short enough to stay there.
         d = gradient * (1e-3 / max(1e-300, float(gradient.abs().max())))
         there = loss.image(w + d)
-        bend = float(loss.curvature(d, there - image, loss.slope(there) - slope))
-        step = float((d * d).sum()) / bend if bend > 0 else 1.0
+        bend = float(loss.curvature(d, image, slope, there))
+        step = float(dot(d, d)) / bend if bend > 0 else 1.0
         rounding = 4 * torch.finfo(torch.float64).eps * float(loss.noise.max())
         return cls(design, loss, w, scale, rounding, step)
 
@@ -94,6 +97,13 @@ class ConvexMember:
     def uses_newton(self) -> bool:
         # Where a user's penalty is smooth, and what its value leaves out, only its author knows.
         return not self.member.setting.regularizer.startswith("python:")
+
+    def may_guess(self, active: int) -> bool:
+        """Whether one solve could end it, and costs no more than the iterations between looks."""
+        loss = self.problem.loss
+        if not (isinstance(loss, GramLoss) and isinstance(self.penalty, Separable)):
+            return False
+        return solve_flops(loss, active) <= CHECK * (loss.flops + ITERATION_FLOPS)
 
     @property
     def left(self) -> int:

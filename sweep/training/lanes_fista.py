@@ -1,8 +1,9 @@
 """The exact solver for many members: those on one fold are lanes of one stack.
 
-A stack takes the iterations of `sweep.training.fista` with all its lanes at once, and lets each
-go when it is solved, when it is Newton's turn, or when its iterations are used up. Newton's
-rounds are one model's affair. Between any two of them `advance` may return.
+A stack takes the iterations of `sweep.training.fista`, and the guesses of `convex_support`, with
+all its lanes at once, and lets each go when it is solved, when it is Newton's turn, or when its
+iterations are used up. Newton's rounds are one model's affair. Between any two of them `advance`
+may return.
 """
 
 from __future__ import annotations
@@ -14,15 +15,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sweep.training.convex_member import ConvexMember, ConvexMembers
+from sweep.training.convex_member import CHECK, ConvexMember, ConvexMembers
 from sweep.training.convex_newton import Newton, State
 from sweep.training.experiment import Experiment
 from sweep.training.fista import (
-    CHECK,
     Point,
     Verdict,
     after_newton,
     iterate,
+    look,
     newton_from,
     start_point,
     verdict,
@@ -83,10 +84,11 @@ class Solver:
                 events += self._refine()
             else:
                 busy = [stack for stack in self._stacks.values() if stack.tasks]
-                if not busy or events or self._solved:
+                if not busy or events:
                     break
-                # A stack is finished with before the next: its data are at hand.
-                stack = min(busy, key=lambda stack: stack.tasks[0].member.trial)
+                # A stack that has begun has fewer lanes left, and is finished with before the
+                # next: its data are at hand, and its lanes are scored together.
+                stack = min(busy, key=lambda stack: len(stack.tasks))
                 while stack.done < CHECK and time.monotonic() < until:
                     stack.iterate()
                 if stack.done == CHECK:
@@ -145,6 +147,7 @@ class Solver:
     def _look(self, stack: Stack) -> list[Event]:
         """What becomes of each lane after `CHECK` iterations."""
         assert stack.at is not None
+        stack.guess()
         at, stack.done = stack.at, 0
         events: list[Event] = []
         going: list[int] = []
@@ -199,4 +202,4 @@ def _last_iterations(task: ConvexMember, at: Point) -> tuple[Verdict, Point]:
     for _ in range(count):
         at = iterate(task.problem.loss, task.penalty, at)
     task.effort.iterated(task.problem, count)
-    return verdict(task, float(at.residual), int(torch.count_nonzero(at.w))), at
+    return look(task, at)

@@ -10,12 +10,12 @@ from torch import Tensor
 from torch.func import vmap
 from torch.utils._pytree import tree_map
 
-from sweep.training.convex_loss import FoldLoss
+from sweep.training.convex_loss import FoldLoss, dot
 from sweep.training.convex_member import ConvexMember
-from sweep.training.convex_penalty import Blocks, ConvexPenalty, Separable
-from sweep.training.fista import GROWTH, SAFETY, Point
+from sweep.training.convex_penalty import Blocks, ConvexPenalty, Separable, stack_separable
+from sweep.training.fista import GROWTH, SAFETY, Point, guess
 
-THREADED_FLOPS = 1e8
+THREADED_FLOPS = 2e7
 """Of one iteration: what is smaller is done before a second thread has woken up, and waiting for
 one costs dearly where other processes want it too.
 """
@@ -63,6 +63,25 @@ class Stack:
         self.at = Point(*(part[index] for part in self.at)) if places else None
         self.tasks, self.prox = [self.tasks[i] for i in places], None
 
+    def guess(self) -> None:
+        """Takes lanes to their optimum where that is one solve away."""
+        assert self.at is not None
+        at = self.at
+        residuals = at.residual.tolist()
+        active = torch.count_nonzero(at.w, dim=(1, 2)).tolist()
+        due = [
+            i
+            for i, task in enumerate(self.tasks)
+            if residuals[i] > task.tolerance and task.may_guess(active[i])
+        ]
+        if not due:
+            return
+        tasks, index = [self.tasks[i] for i in due], torch.tensor(due)
+        penalty = stack_separable([task.penalty for task in tasks])
+        with threads(worth=False):
+            new = guess(tasks, penalty, Point(*(part[index] for part in at)))
+        self.at = Point(*(p.index_copy(0, index, n) for p, n in zip(at, new, strict=True)))
+
     def iterate(self) -> None:
         assert self.at is not None
         if self.prox is None:
@@ -78,15 +97,15 @@ def iterate_lanes(loss: FoldLoss, prox: Prox, at: Point) -> Point:
     slope = loss.slope(at.v_image)
     u = prox(torch.sub(at.v, loss.gradient(slope).mul_(step)), at.step)
     d, u_image = u - at.v, loss.image(u)
-    bend = loss.curvature(d, u_image - at.v_image, loss.slope(u_image) - slope)
-    size = (d * d).sum((1, 2))
+    bend = loss.curvature(d, at.v_image, slope, u_image)
+    size = dot(d, d)
     allowed = SAFETY * size / bend.clamp(min=1e-300)
     too_long = bend * at.step > size
     longer = torch.minimum(GROWTH * at.step, torch.maximum(at.step, allowed))
     moved = u - at.w
     theta = (1 + torch.sqrt(1 + 4 * at.theta**2 * at.step / longer)) / 2
     beta = (at.theta - 1) / theta
-    again = (d * moved).sum((1, 2)) < 0
+    again = dot(d, moved) < 0
     theta, beta = torch.where(again, 1.0, theta), torch.where(again, 0.0, beta)
     by = beta[:, None, None]
     new = Point(
@@ -111,7 +130,7 @@ def _prox_of_lanes(penalties: Sequence[ConvexPenalty]) -> Prox:
     """prox(u (L, K, P), step (L,)) of the lanes' own penalties."""
     first = penalties[0]
     if isinstance(first, Separable):
-        stacked = Separable(*(torch.stack(parts) for parts in zip(*penalties, strict=True)))
+        stacked = stack_separable(penalties)
         return lambda u, step: stacked.prox(u, step[:, None, None])
     if first.is_custom:
 
