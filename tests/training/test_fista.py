@@ -191,11 +191,11 @@ def test_supports_of_any_width_are_solved_together_as_each_alone():
     exp = experiment(merge(STUDY, **PENALTIES["l1"]))
     task = ConvexMembers(exp).make(Member(0, 0, exp.spec.setting({})))
     loss, columns = task.problem.loss, task.problem.start.shape[1]
-    loss.gram[:, 1], loss.gram[1] = loss.gram[:, 0], loss.gram[0]
-    loss.gram[1, 1] = loss.gram[0, 0]
-    w = torch.tril(torch.ones(columns + 1, columns, dtype=torch.float64), -1).unsqueeze(1)
-    w[:, 0, 1] = 0.0
-    w[-1, 0, 1] = 1.0
+    loss.gram[:, -2], loss.gram[-2] = loss.gram[:, -1], loss.gram[-1]
+    loss.gram[-2, -2] = loss.gram[-1, -1]
+    w = torch.tril(torch.ones(columns + 1, columns, dtype=torch.float64), -1).flip(1).unsqueeze(1)
+    w[:, 0, -2] = 0.0
+    w[-1, 0, -2] = 1.0
     penalties = stack_separable([task.penalty] * len(w))
     step = torch.full((len(w),), 0.5, dtype=torch.float64)
     together = solve_on_supports(loss, penalties, w, step)
