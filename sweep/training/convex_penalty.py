@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -50,6 +51,11 @@ class Separable(NamedTuple):
     def keep_signs(self, w: Tensor, new: Tensor) -> Tensor:
         """`new`, at 0 where it crossed a kink of the penalty on its way from w."""
         return torch.where((self.l1 > 0) & (w * new < 0), 0.0, new)
+
+
+def stack_separable(penalties: Sequence[ConvexPenalty]) -> Separable:
+    """Of lanes: with an axis in front."""
+    return Separable(*(torch.stack(parts) for parts in zip(*penalties, strict=True)))
 
 
 class Blocks(NamedTuple):
@@ -110,14 +116,15 @@ def make_convex_penalty(
     """
     name, n_features = setting.regularizer, math.prod(experiment.problem.input_shape)
     on_weight, on_bias = "linear.weight" in penalized, "linear.bias" in penalized
-    lam = torch.tensor(setting.lam, dtype=torch.float64)
-    ratio = torch.tensor(setting.l1_ratio, dtype=torch.float64)
     if name in ("none", "l1", "l2", "elastic_net"):
         mask = torch.full((1, columns), float(on_weight), dtype=torch.float64)
         mask[:, n_features:] = float(on_bias)
         share = {"none": 0.0, "l1": 1.0, "l2": 0.0}.get(name, setting.l1_ratio)
         rest = 0.0 if name == "none" else 1.0 - share
-        return Separable(lam * share * mask, lam * rest * mask)
+        return Separable(setting.lam * share * mask, setting.lam * rest * mask)
+
+    lam = torch.tensor(setting.lam, dtype=torch.float64)
+    ratio = torch.tensor(setting.l1_ratio, dtype=torch.float64)
 
     def make(lam: Tensor, l1_ratio: Tensor) -> Any:
         return make_regularizer(

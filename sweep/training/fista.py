@@ -10,16 +10,16 @@ found along the way: it shrinks where <u - v, grad f(u) - grad f(v)> > ||u - v||
 again where there is room (Scheinberg, Goldfarb and Bai 2014, doi:10.1007/s10208-014-9189-9).
 
 The residual max |u - v| / t is 0 at an optimum and nowhere else. A member is solved where it is
-at most `train.tolerance` times the null model's largest gradient. Once first-order steps have cost
-as much as Newton's method would, that is tried. This file is the algorithm for one model; lanes
-take the same steps with many.
+at most `train.tolerance` times the null model's largest gradient. Between iterations, squared
+error with an l1 or l2 penalty is solved on the support found so far (`convex_support`). Once
+first-order steps have cost as much as Newton's method would, that is tried. This file is the
+algorithm for one model; lanes take the same steps with many.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 from enum import Enum, auto
 from typing import NamedTuple
 
@@ -27,164 +27,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sweep.problem.models import penalized
-from sweep.training.convex_loss import Design, FoldLoss, make_loss
-from sweep.training.convex_newton import MOST_FLOPS, Newton, State, newton_flops
-from sweep.training.convex_penalty import ConvexPenalty, make_convex_penalty
-from sweep.training.divergence import Reason
-from sweep.training.experiment import Experiment
-from sweep.training.member import Failure, Member
+from sweep.training.convex_loss import FoldLoss, GramLoss, dot
+from sweep.training.convex_member import CHECK, ConvexMember, FoldProblem
+from sweep.training.convex_newton import Newton, State
+from sweep.training.convex_penalty import ConvexPenalty, Separable, stack_separable
+from sweep.training.convex_support import solve_on_supports
+from sweep.training.member import Failure
 
-CHECK = 10
-"""Iterations between two looks at the residual."""
 GROWTH, SAFETY = 1.2, 0.95
 """How fast a step may grow, and how much of what the curvature allows it takes."""
-ITERATION_FLOPS = 4e5
-"""What starting an iteration costs beside its arithmetic."""
 NEWTON_AIM = 1e-3
 """Of the tolerance: the last of its rounds gains more digits than all before."""
-NEWTON_SHARE = 1.0
-"""Of a round's flops that first-order steps must have cost before it is tried."""
-
-
-@dataclass(frozen=True)
-class FoldProblem:
-    """What the trials on one fold share."""
-
-    design: Design
-    loss: FoldLoss
-    start: Float[Tensor, "K P"]
-    scale: float
-    """The null model's largest gradient: of l1, the least lambda at which no weight is left."""
-    rounding: float
-    first_step: float
-
-    @classmethod
-    def build(cls, experiment: Experiment, fold: int, bias: str) -> FoldProblem:
-        """`bias`: `none`, `free` or `penalized`."""
-        design = Design(experiment, fold, bias)
-        loss = make_loss(design)
-        w = design.start(bias == "free")
-        image = loss.image(w)
-        slope = loss.slope(image)
-        gradient = loss.gradient(slope)
-        scale = float(gradient[:, : design.n_features].abs().max())
-        # The curvature along the gradient, by a difference short enough to stay there.
-        d = gradient * (1e-3 / max(1e-300, float(gradient.abs().max())))
-        there = loss.image(w + d)
-        bend = float(loss.curvature(d, there - image, loss.slope(there) - slope))
-        step = float((d * d).sum()) / bend if bend > 0 else 1.0
-        rounding = 4 * torch.finfo(torch.float64).eps * float(loss.noise.max())
-        return cls(design, loss, w, scale, rounding, step)
-
-
-@dataclass
-class Effort:
-    """How far a member is, and whether Newton's method should be tried now."""
-
-    iterations: int = 0
-    spent: float = 0.0
-    patience: float = 1.0
-
-    def iterated(self, problem: FoldProblem, count: int) -> None:
-        self.iterations += count
-        self.spent += count * (problem.loss.flops + ITERATION_FLOPS)
-
-    def newton_is_due(self, problem: FoldProblem, active: int) -> bool:
-        cost = newton_flops(problem.loss, active)
-        return cost <= MOST_FLOPS and self.spent >= NEWTON_SHARE * self.patience * cost
-
-    def newton_failed(self) -> None:
-        self.spent, self.patience = 0.0, 1.5 * self.patience
-
-
-@dataclass
-class ConvexMember:
-    """A member with all that its solution depends on."""
-
-    member: Member
-    problem: FoldProblem
-    penalty: ConvexPenalty
-    key: tuple[int, str, str]
-    """Members with equal keys may be stacked."""
-    names: tuple[str, ...]
-    effort: Effort = field(default_factory=Effort)
-
-    @property
-    def tolerance(self) -> float:
-        return self.member.setting.tolerance * self.problem.scale + self.problem.rounding
-
-    @property
-    def uses_newton(self) -> bool:
-        # Where a user's penalty is smooth, and what its value leaves out, only its author knows.
-        return not self.member.setting.regularizer.startswith("python:")
-
-    @property
-    def left(self) -> int:
-        """Iterations that it may still take."""
-        return self.member.setting.epochs - self.effort.iterations
-
-    @property
-    def is_spent(self) -> bool:
-        return self.left <= 0
-
-    def newton(self, at: Point) -> Newton:
-        loss, step = self.problem.loss, float(at.step)
-        aim = NEWTON_AIM * (self.tolerance - self.problem.rounding) + self.problem.rounding
-        return Newton(loss, self.penalty, at.w, at.w_image, step, aim)
-
-    def after_newton(self, newton: Newton, state: State) -> tuple[Point, float, Verdict]:
-        """Where it goes on from, the residual there, and what becomes of it."""
-        at = start_point(self.problem, newton.w, newton.step)
-        if state is State.SOLVED or newton.residual <= self.tolerance:
-            return at, newton.residual, Verdict.SOLVED
-        self.effort.newton_failed()
-        return at, newton.residual, Verdict.FAILED if self.is_spent else Verdict.GOING
-
-    def failure(self, residual: float) -> Failure:
-        """Why there is no optimum: the weights overflowed, or the iterations are used up."""
-        setting, scale, steps = self.member.setting, self.problem.scale, self.effort.iterations
-        fold = self.member.fold
-        if math.isnan(residual):
-            message = f"linear.weight is not finite within the first {steps:,} iterations"
-            reason = Reason.NONFINITE_PARAMETER.value
-            return Failure("divergence", reason, fold, steps, steps, message, "linear.weight")
-        message = (
-            f"after {steps:,} iterations the optimality conditions are off by "
-            f"{residual / scale if scale else residual:.1e} of the null model's largest gradient, "
-            f"train.tolerance is {setting.tolerance:g}; a larger train.epochs or "
-            "train.tolerance, or some l2 penalty, would help"
-        )
-        return Failure("error", "not_converged", fold, steps, steps, message)
-
-
-class ConvexMembers:
-    """Makes convex members; folds are prepared once, for all trials."""
-
-    def __init__(self, experiment: Experiment) -> None:
-        self.experiment = experiment
-        self._folds: dict[tuple[int, str], FoldProblem] = {}
-        self._names: dict[bool, tuple[str, ...]] = {}
-
-    def make(self, member: Member) -> ConvexMember:
-        spec, setting = self.experiment.spec, member.setting
-        has_bias = bool(setting.model["bias"])
-        if has_bias not in self._names:
-            module = self.experiment.build_model(setting, member.fold)
-            self._names[has_bias] = tuple(
-                penalized(module, penalize_bias=spec.penalize_bias, patterns=spec.penalize)
-            )
-        names, name = self._names[has_bias], setting.regularizer
-        bias = "free" if has_bias else "none"
-        if has_bias and name != "none" and "linear.bias" in names:
-            bias = "penalized"
-        if (member.fold, bias) not in self._folds:
-            self._folds[member.fold, bias] = FoldProblem.build(self.experiment, member.fold, bias)
-        problem = self._folds[member.fold, bias]
-        columns = problem.start.shape[1]
-        penalty = make_convex_penalty(self.experiment, setting, names, columns)
-        family = "separable" if name in ("none", "l1", "l2", "elastic_net") else name
-        return ConvexMember(member, problem, penalty, (member.fold, bias, family), names)
 
 
 class Point(NamedTuple):
@@ -211,15 +64,15 @@ def iterate(loss: FoldLoss, penalty: ConvexPenalty, at: Point) -> Point:
     slope = loss.slope(at.v_image)
     u = penalty.prox(at.v - at.step * loss.gradient(slope), at.step)
     d, u_image = u - at.v, loss.image(u)
-    bend = loss.curvature(d, u_image - at.v_image, loss.slope(u_image) - slope)
-    size = (d * d).sum()
+    bend = loss.curvature(d, at.v_image, slope, u_image)
+    size = dot(d, d)
     allowed = SAFETY * size / bend.clamp(min=1e-300)
     if bend * at.step > size:
         return at._replace(step=torch.minimum(at.step / 2, allowed))
     step = torch.minimum(GROWTH * at.step, torch.maximum(at.step, allowed))
     theta = (1 + torch.sqrt(1 + 4 * at.theta**2 * at.step / step)) / 2
     beta = (at.theta - 1) / theta
-    if (d * (u - at.w)).sum() < 0:
+    if dot(d, u - at.w) < 0:
         theta, beta = torch.ones_like(theta), torch.zeros_like(beta)
     return Point(
         w=u,
@@ -229,6 +82,20 @@ def iterate(loss: FoldLoss, penalty: ConvexPenalty, at: Point) -> Point:
         theta=theta,
         step=step,
         residual=d.abs().max() / at.step,
+    )
+
+
+def guess(tasks: Sequence[ConvexMember], penalty: Separable, at: Point) -> Point:
+    """Lanes, with those at their optimum that it takes only one solve to reach."""
+    loss = tasks[0].problem.loss
+    assert isinstance(loss, GramLoss)
+    w, image, residual = solve_on_supports(loss, penalty, at.w, at.step)
+    hit = residual <= torch.tensor([task.tolerance for task in tasks], dtype=torch.float64)
+    by = hit[:, None, None]
+    return at._replace(
+        w=torch.where(by, w, at.w),
+        w_image=torch.where(by, image, at.w_image),
+        residual=torch.where(hit, residual, at.residual),
     )
 
 
@@ -255,6 +122,31 @@ def verdict(task: ConvexMember, residual: float, active: int) -> Verdict:
     return Verdict.REFINED if due else Verdict.GOING
 
 
+def look(task: ConvexMember, at: Point) -> tuple[Verdict, Point]:
+    """What becomes of one model, after a guess where that may help."""
+    active = int(torch.count_nonzero(at.w))
+    if at.residual > task.tolerance and task.may_guess(active):
+        lane = guess([task], stack_separable([task.penalty]), Point(*(x[None] for x in at)))
+        at = Point(*(x[0] for x in lane))
+    return verdict(task, float(at.residual), active), at
+
+
+def newton_from(task: ConvexMember, at: Point) -> Newton:
+    """Newton's method, starting there."""
+    problem = task.problem
+    aim = NEWTON_AIM * (task.tolerance - problem.rounding) + problem.rounding
+    return Newton(problem.loss, task.penalty, at.w, at.w_image, float(at.step), aim)
+
+
+def after_newton(task: ConvexMember, newton: Newton, state: State) -> tuple[Point, float, Verdict]:
+    """Where the member goes on from, the residual there, and what becomes of it."""
+    at = start_point(task.problem, newton.w, newton.step)
+    if state is State.SOLVED or newton.residual <= task.tolerance:
+        return at, newton.residual, Verdict.SOLVED
+    task.effort.newton_failed()
+    return at, newton.residual, Verdict.FAILED if task.is_spent else Verdict.GOING
+
+
 def solve(task: ConvexMember) -> Iterator[Tensor | Failure | None]:
     """Ends with the design weights (K, P) of the optimum, or why there are none; None meanwhile."""
     problem, effort = task.problem, task.effort
@@ -264,16 +156,16 @@ def solve(task: ConvexMember) -> Iterator[Tensor | Failure | None]:
         for _ in range(count):
             at = iterate(problem.loss, task.penalty, at)
         effort.iterated(problem, count)
+        found, at = look(task, at)
         residual = float(at.residual)
-        found = verdict(task, residual, int(torch.count_nonzero(at.w)))
         if found is Verdict.REFINED:
-            newton = task.newton(at)
+            newton = newton_from(task, at)
             state = State.GOING
             while state is State.GOING and not task.is_spent:
                 yield None
                 state = newton.round()
                 effort.iterations += 1
-            at, residual, found = task.after_newton(newton, state)
+            at, residual, found = after_newton(task, newton, state)
         if found is Verdict.SOLVED:
             yield at.w
             return

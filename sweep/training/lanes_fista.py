@@ -1,39 +1,35 @@
 """The exact solver for many members: those on one fold are lanes of one stack.
 
-A stack takes the iterations of `sweep.training.fista` with all its lanes at once, and lets each
-go when it is solved, when it is Newton's turn, or when its iterations are used up. Newton's
-rounds are one model's affair. Between any two of them `advance` may return.
+A stack takes the iterations of `sweep.training.fista`, and the guesses of `convex_support`, with
+all its lanes at once, and lets each go when it is solved, when it is Newton's turn, or when its
+iterations are used up. Newton's rounds are one model's affair. Between any two of them `advance`
+may return.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.func import vmap
-from torch.utils._pytree import tree_map
 
-from sweep.training.convex_loss import FoldLoss
+from sweep.training.convex_member import CHECK, ConvexMember, ConvexMembers
 from sweep.training.convex_newton import Newton, State
-from sweep.training.convex_penalty import Blocks, ConvexPenalty, Separable
 from sweep.training.experiment import Experiment
 from sweep.training.fista import (
-    CHECK,
-    GROWTH,
-    SAFETY,
-    ConvexMember,
-    ConvexMembers,
     Point,
     Verdict,
+    after_newton,
     iterate,
+    look,
+    newton_from,
     start_point,
     verdict,
 )
 from sweep.training.lanes_optimum import outcomes
+from sweep.training.lanes_stack import Stack, threads
 from sweep.training.member import Done, Epoch, Event, Member, Outcome
 from sweep.training.reference import error_failure
 
@@ -41,62 +37,6 @@ SLICE_SECONDS = 0.1
 """`advance` returns about that often."""
 STACK_FLOPS = 2e9
 """Of one iteration of a stack, so that it stays a fraction of a slice."""
-
-THREADED_FLOPS = 1e8
-"""Of one iteration: what is smaller is done before a second thread has woken up, and waiting for
-one costs dearly where other processes want it too.
-"""
-
-Prox = Callable[[Tensor, Tensor], Tensor]
-
-
-@contextmanager
-def _threads(*, worth: bool) -> Iterator[None]:
-    """All of torch's threads where they are worth it, else one."""
-    before = torch.get_num_threads()
-    if worth or before == 1:
-        yield
-        return
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-class Stack:
-    """Lanes on one fold, all between the same two looks."""
-
-    def __init__(self, loss: FoldLoss) -> None:
-        self.loss = loss
-        self.tasks: list[ConvexMember] = []
-        self.at: Point | None = None
-        self.prox: Prox | None = None
-        self.done = 0
-
-    def join(self, tasks: Sequence[ConvexMember], points: Sequence[Point]) -> None:
-        """Members that start, or come back from Newton's method."""
-        new = Point(*(torch.stack(parts) for parts in zip(*points, strict=True)))
-        if self.at is not None:
-            new = Point(*(torch.cat(parts) for parts in zip(self.at, new, strict=True)))
-        self.at, self.prox = new, None
-        self.tasks += tasks
-
-    def keep(self, places: Sequence[int]) -> None:
-        """The lanes at these places stay."""
-        if len(places) == len(self.tasks) or self.at is None:
-            return
-        index = torch.tensor(places, dtype=torch.int64)
-        self.at = Point(*(part[index] for part in self.at)) if places else None
-        self.tasks, self.prox = [self.tasks[i] for i in places], None
-
-    def iterate(self) -> None:
-        assert self.at is not None
-        if self.prox is None:
-            self.prox = _prox_of_lanes([task.penalty for task in self.tasks])
-        with _threads(worth=len(self.tasks) * self.loss.flops >= THREADED_FLOPS):
-            self.at = iterate_lanes(self.loss, self.prox, self.at)
-        self.done += 1
 
 
 class Solver:
@@ -144,10 +84,11 @@ class Solver:
                 events += self._refine()
             else:
                 busy = [stack for stack in self._stacks.values() if stack.tasks]
-                if not busy or events or self._solved:
+                if not busy or events:
                     break
-                # A stack is finished with before the next: its data are at hand.
-                stack = min(busy, key=lambda stack: stack.tasks[0].member.trial)
+                # A stack that has begun has fewer lanes left, and is finished with before the
+                # next: its data are at hand, and its lanes are scored together.
+                stack = min(busy, key=lambda stack: len(stack.tasks))
                 while stack.done < CHECK and time.monotonic() < until:
                     stack.iterate()
                 if stack.done == CHECK:
@@ -206,6 +147,7 @@ class Solver:
     def _look(self, stack: Stack) -> list[Event]:
         """What becomes of each lane after `CHECK` iterations."""
         assert stack.at is not None
+        stack.guess()
         at, stack.done = stack.at, 0
         events: list[Event] = []
         going: list[int] = []
@@ -233,7 +175,7 @@ class Solver:
         if found is Verdict.SOLVED:
             self._solved.append((task, at.w))
         else:
-            self._refined.append((task, task.newton(at)))
+            self._refined.append((task, newton_from(task, at)))
         return []
 
     def _is_over(self, task: ConvexMember) -> bool:
@@ -243,13 +185,13 @@ class Solver:
     def _refine(self) -> list[Event]:
         """One of Newton's rounds, for the member that has waited longest."""
         task, newton = self._refined[0]
-        with _threads(worth=False):
+        with threads(worth=False):
             state = newton.round()
         task.effort.iterations += 1
         if state is State.GOING and not task.is_spent and not self._is_over(task):
             return []
         self._refined.popleft()
-        at, residual, found = task.after_newton(newton, state)
+        at, residual, found = after_newton(task, newton, state)
         if found is Verdict.GOING and not self._is_over(task):
             return self._join(task.key, [task], [at])
         return self._leave(task, found, at._replace(residual=torch.tensor(residual)))
@@ -260,65 +202,4 @@ def _last_iterations(task: ConvexMember, at: Point) -> tuple[Verdict, Point]:
     for _ in range(count):
         at = iterate(task.problem.loss, task.penalty, at)
     task.effort.iterated(task.problem, count)
-    return verdict(task, float(at.residual), int(torch.count_nonzero(at.w))), at
-
-
-def iterate_lanes(loss: FoldLoss, prox: Prox, at: Point) -> Point:
-    """`iterate` for lanes; a lane whose step proves too long stays where it is."""
-    step = at.step[:, None, None]
-    slope = loss.slope(at.v_image)
-    u = prox(torch.sub(at.v, loss.gradient(slope).mul_(step)), at.step)
-    d, u_image = u - at.v, loss.image(u)
-    bend = loss.curvature(d, u_image - at.v_image, loss.slope(u_image) - slope)
-    size = (d * d).sum((1, 2))
-    allowed = SAFETY * size / bend.clamp(min=1e-300)
-    too_long = bend * at.step > size
-    longer = torch.minimum(GROWTH * at.step, torch.maximum(at.step, allowed))
-    moved = u - at.w
-    theta = (1 + torch.sqrt(1 + 4 * at.theta**2 * at.step / longer)) / 2
-    beta = (at.theta - 1) / theta
-    again = (d * moved).sum((1, 2)) < 0
-    theta, beta = torch.where(again, 1.0, theta), torch.where(again, 0.0, beta)
-    by = beta[:, None, None]
-    new = Point(
-        w=u,
-        w_image=u_image,
-        v=torch.addcmul(u, by, moved),
-        v_image=torch.addcmul(u_image, by, u_image - at.w_image),
-        theta=theta,
-        step=longer,
-        residual=d.abs().amax((1, 2)) / at.step,
-    )
-    if not too_long.any():
-        return new
-    stay = too_long.nonzero().squeeze(1)
-    for part, old in zip(new, at, strict=True):
-        part[stay] = old[stay]
-    new.step[stay] = torch.minimum(at.step / 2, allowed)[stay]
-    return new
-
-
-def _prox_of_lanes(penalties: Sequence[ConvexPenalty]) -> Prox:
-    """prox(u (L, K, P), step (L,)) of the lanes' own penalties."""
-    first = penalties[0]
-    if isinstance(first, Separable):
-        stacked = Separable(*(torch.stack(parts) for parts in zip(*penalties, strict=True)))
-        return lambda u, step: stacked.prox(u, step[:, None, None])
-    if first.is_custom:
-
-        def one_by_one(u: Tensor, step: Tensor) -> Tensor:
-            lanes = zip(penalties, u, step, strict=True)
-            return torch.stack([penalty.prox(part, t) for penalty, part, t in lanes])
-
-        return one_by_one
-    blocks = [p for p in penalties if isinstance(p, Blocks)]
-    parts = tree_map(
-        lambda *leaves: torch.stack(leaves) if isinstance(leaves[0], Tensor) else leaves[0],
-        *[(p.weight, p.bias) for p in blocks],
-    )
-    dims = tree_map(lambda leaf: 0 if isinstance(leaf, Tensor) else None, parts)
-
-    def one(parts: tuple[object, object], u: Tensor, step: Tensor) -> Tensor:
-        return first._replace(weight=parts[0], bias=parts[1]).prox(u, step)
-
-    return lambda u, step: vmap(one, in_dims=(dims, 0, 0))(parts, u, step)
+    return look(task, at)

@@ -8,8 +8,8 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
+from sweep.training.convex_member import ConvexMember
 from sweep.training.experiment import Experiment
-from sweep.training.fista import ConvexMember
 from sweep.training.lanes_scoring import judge_lanes, make_outcome
 from sweep.training.member import Outcome
 from sweep.training.reference import EVALUATION_ROWS

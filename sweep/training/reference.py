@@ -25,6 +25,7 @@ from sweep.problem.scaling import ScaledRows
 from sweep.spec.exact import EXACT
 from sweep.training import through_time
 from sweep.training.clipping import clip_in_place
+from sweep.training.convex_member import ConvexMembers
 from sweep.training.diagnosis import diagnose
 from sweep.training.divergence import (
     CODES,
@@ -34,7 +35,7 @@ from sweep.training.divergence import (
     observe,
 )
 from sweep.training.experiment import Experiment
-from sweep.training.fista import ConvexMembers, solve
+from sweep.training.fista import solve
 from sweep.training.member import (
     Done,
     Epoch,

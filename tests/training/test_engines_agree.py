@@ -109,7 +109,9 @@ def assert_agree(study, trials=None, slots=64, float64_tolerance=1e-9):
     trials = trials or {i: {"learning_rate": rate} for i, rate in enumerate(RATES)}
     lanes = train(exp, trials, "lanes", slots)
     alone = train(exp, trials, "reference")
-    tolerance = float64_tolerance if exp.spec.train.dtype == "float64" else 1e-4
+    # In float32 the residuals of a model that fits nearly exactly are rounding to some part.
+    exact = exp.spec.train.dtype == "float64"
+    tolerance, least = (float64_tolerance, 1e-12) if exact else (1e-4, 1e-9)
     assert lanes.keys() == alone.keys() == trials.keys()
     for number, one in alone.items():
         many = lanes[number]
@@ -122,7 +124,7 @@ def assert_agree(study, trials=None, slots=64, float64_tolerance=1e-9):
         assert many.failure is None, (number, many.failure)
         for name in ("fold_scores", "train_scores"):
             np.testing.assert_allclose(
-                getattr(many, name), getattr(one, name), rtol=tolerance, atol=1e-12
+                getattr(many, name), getattr(one, name), rtol=tolerance, atol=least
             )
         assert many.nonzero == one.nonzero
         assert many.intermediate.keys() == one.intermediate.keys()

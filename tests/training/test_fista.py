@@ -11,7 +11,10 @@ from sweep.errors import SpecError
 from sweep.problem.losses import loss_per_sample
 from sweep.problem.regularizers import REGULARIZERS, make_regularizer
 from sweep.spec.exact import NOT_SOLVED
-from sweep.training.fista import ConvexMembers, solve
+from sweep.training.convex_member import ConvexMembers
+from sweep.training.convex_penalty import Separable, stack_separable
+from sweep.training.convex_support import solve_on_supports
+from sweep.training.fista import Point, guess, solve, start_point
 from sweep.training.lanes import LanesEngine
 from sweep.training.member import Failure, Member
 from sweep.training.preflight import preflight
@@ -162,6 +165,48 @@ def test_a_lane_equals_the_reference(task, penalty, dtype):
     results = assert_agree(study, {i: {"lambda": 10.0**-i} for i in range(4)}, 8, 1e-7)
     assert all(result.fold_scores for result in results.values())
     assert all(list(result.intermediate) == [0] for result in results.values())
+
+
+def test_a_guess_is_right_on_the_right_support_only():
+    """Its residual says which: of three lanes one lacks a weight, one has a wrong sign."""
+    exp = experiment(merge(STUDY, **PENALTIES["l1"]))
+    task = ConvexMembers(exp).make(Member(0, 0, exp.spec.setting({})))
+    *_, w = solve(task)
+    first = int(w[0].nonzero()[0])
+    rough, less, flipped = w * 1.3, w.clone(), w.clone()
+    less[0, first], flipped[0, first] = 0.0, -w[0, first]
+    at = start_point(task.problem, w, 0.5)
+    lanes = Point(*(torch.stack([part] * 3) for part in at))
+    lanes = lanes._replace(w=torch.stack([rough, less, flipped]))
+    new = guess([task] * 3, stack_separable([task.penalty] * 3), lanes)
+    torch.testing.assert_close(new.w[0], w, rtol=0, atol=1e-10)
+    torch.testing.assert_close(new.w_image[0], task.problem.loss.image(w), rtol=0, atol=1e-10)
+    assert new.residual[0] <= task.tolerance
+    for i in (1, 2):
+        assert torch.equal(new.w[i], lanes.w[i]) and new.residual[i] == torch.inf
+
+
+def test_supports_of_any_width_are_solved_together_as_each_alone():
+    """Singular ones included, whose weights are not determined."""
+    exp = experiment(merge(STUDY, **PENALTIES["l1"]))
+    task = ConvexMembers(exp).make(Member(0, 0, exp.spec.setting({})))
+    loss, columns = task.problem.loss, task.problem.start.shape[1]
+    loss.gram[:, -2], loss.gram[-2] = loss.gram[:, -1], loss.gram[-1]
+    loss.gram[-2, -2] = loss.gram[-1, -1]
+    w = torch.tril(torch.ones(columns + 1, columns, dtype=torch.float64), -1).flip(1).unsqueeze(1)
+    w[:, 0, -2] = 0.0
+    w[-1, 0, -2] = 1.0
+    penalties = stack_separable([task.penalty] * len(w))
+    step = torch.full((len(w),), 0.5, dtype=torch.float64)
+    together = solve_on_supports(loss, penalties, w, step)
+    for i in range(len(w)):
+        lane = slice(i, i + 1)
+        one = Separable(*(part[lane] for part in penalties))
+        alone = solve_on_supports(loss, one, w[lane], step[lane])
+        for many, single in zip(together, alone, strict=True):
+            torch.testing.assert_close(many[lane], single, rtol=1e-9, atol=1e-12, equal_nan=True)
+    undetermined = together[2].isnan()
+    assert undetermined[-1] and not undetermined[:-1].any()
 
 
 def test_groups_of_features_leave_together():
