@@ -36,6 +36,9 @@ def main(source: str) -> None:
     )
     package = f"{source}.pt2"
     torch._inductor.aoti_compile_and_package(exported, package_path=package)
+    if not is_open(exported):
+        # A convolution's groups, say. With another number the library writes beyond its memory.
+        raise NotImplementedError("an operator of the model fixes the number of lanes")
     with zipfile.ZipFile(package) as archive:
         names = archive.namelist()
         if any("extern_kernel" in name for name in names):
@@ -45,6 +48,15 @@ def main(source: str) -> None:
             file.write(archive.read(next(name for name in names if name.endswith(".so"))))
     os.chmod(unfinished, 0o700)
     os.replace(unfinished, job["library"])
+
+
+def is_open(exported: torch.export.ExportedProgram) -> bool:
+    """Whether the number of lanes is still a symbol: the compiler may replace it by a number."""
+    # What is no tensor of a lane, the graph's constants, comes before them.
+    name = exported.graph_signature.user_inputs[0]
+    first = next(node for node in exported.graph.nodes if node.name == name)
+    lanes = first.meta["val"].shape[0]
+    return isinstance(lanes, torch.SymInt) and lanes.node.maybe_as_int() is None
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from sweep.training.lanes_program import Program
 from sweep.training.lanes_step import StepInputs
 from sweep.training.member import Member
 
-from .trials import BASE, experiment
+from .trials import BASE, experiment, merge
 
 SLOTS = 4
 
@@ -22,8 +22,8 @@ def home(tmp_path, monkeypatch):
     return tmp_path
 
 
-def compilation():
-    exp = experiment(BASE)
+def compilation(study=BASE):
+    exp = experiment(study)
     setting = exp.spec.setting({"learning_rate": 0.1})
     models = [LaneModel.build(exp, Member(trial, 0, setting)) for trial in range(SLOTS)]
     program = Program(exp, models[0], SLOTS)
@@ -61,3 +61,19 @@ def test_no_code_is_loaded_from_where_others_may_write(home, mode):
     other = cache_directory()
     assert other != path and other.stat().st_mode & 0o077 == 0
     other.rmdir()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["mlp", "python:toy_data:Convolution"])
+def test_a_step_that_fits_one_number_of_lanes_only_is_refused(home, kind):
+    """Mapped over models, a convolution has a group a lane, and its compiled form so many."""
+    source = "three_classes" if kind == "mlp" else "images"
+    study = merge(BASE, data={"source": f"python:toy_data:{source}"}, model={"kind": kind})
+    found = compilation(study)
+    found.start()
+    found.wait()
+    if kind == "mlp":
+        assert found.error is None and found.result is not None
+    else:
+        assert found.result is None
+        assert found.error is not None and "fixes the number of lanes" in found.error
