@@ -23,6 +23,7 @@ from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from sweep.search.few import Few
 from sweep.search.risk import Risk, RiskModel, has_diverged
 from sweep.search.window import altered
 
@@ -67,7 +68,8 @@ class DivergenceAwareSampler(BaseSampler):
     The same `seed`, inner sampler and trials give the same choice. `relative` is the search space
     to sample jointly when it is known beforehand; otherwise the inner sampler infers it. What the
     inner sampler writes (its own attributes of a trial) goes to the study, for the candidate that
-    is taken. `model` is shared by samplers of the same study.
+    is taken. `model` is shared by samplers of the same study, and so is `few`: of a longer history
+    than it holds the inner sampler is shown a part (None: all of it).
     """
 
     def __init__(
@@ -79,8 +81,10 @@ class DivergenceAwareSampler(BaseSampler):
         shown: Shown | None = None,
         relative: Mapping[str, BaseDistribution] | None = None,
         model: RiskModel | None = None,
+        few: Few | None = None,
     ) -> None:
         self.inner = inner
+        self.few = few
         self.seed = seed
         self.redraws = _default_redraws(inner) if redraws is None else redraws
         self.shown: Shown = shown or _default_shown(inner)
@@ -93,7 +97,7 @@ class DivergenceAwareSampler(BaseSampler):
     def infer_relative_search_space(
         self, study: Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
-        view = View(study, self.shown)
+        view = View(study, self.shown, self.few)
         space = self._inner_space(view, trial)
         risk = self._risk(view)
         return space if risk is None else {**risk.space, **space}
@@ -101,7 +105,7 @@ class DivergenceAwareSampler(BaseSampler):
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        view = View(study, self.shown)
+        view = View(study, self.shown, self.few)
         risk = self._risk(view)
         if risk is None:
             drawn = self.inner.sample_relative(view.study(self.inner), trial, search_space)
@@ -133,7 +137,7 @@ class DivergenceAwareSampler(BaseSampler):
         param_name: str,
         param_distribution: BaseDistribution,
     ) -> Any:
-        view = View(study, self.shown)
+        view = View(study, self.shown, self.few)
         value = self.inner.sample_independent(
             view.study(self.inner), trial, param_name, param_distribution
         )
@@ -180,14 +184,15 @@ class View:
     What is written about a trial waits in `notes`.
     """
 
-    def __init__(self, study: Study, shown: Shown) -> None:
+    def __init__(self, study: Study, shown: Shown, few: Few | None = None) -> None:
         self.real = study
+        self._few = few
         self.trials = study.get_trials(deepcopy=False)
         self.notes: dict[str, Any] = {}
         # The one private name used: Optuna has no other way from a study to its storage.
         self._storage = study._storage
         self._as_shown = shown
-        self._shown: list[FrozenTrial] | None = None
+        self._shown: Sequence[FrozenTrial] | None = None
         self._study: Study | None = None
 
     def study(self, sampler: BaseSampler) -> Study:
@@ -206,18 +211,21 @@ class View:
         for key, value in self.notes.items():
             self._storage.set_trial_system_attr(trial._trial_id, key, value)
 
-    def _show(self) -> list[FrozenTrial]:
+    def _show(self) -> Sequence[FrozenTrial]:
         if self._as_shown == "hidden" or len(self.real.directions) > 1:
             return self.trials
         sign = 1.0 if self.real.direction == StudyDirection.MINIMIZE else -1.0
+        trials: Sequence[FrozenTrial] = self.trials
+        if self._few is not None:
+            trials = self._few.of(self.real.study_name, trials, sign)
         if self._as_shown == "pruned":
             state, value = TrialState.PRUNED, sign * math.inf
         else:
-            finite = [sign * v for t in self.trials if (v := _finite(t)) is not None]
+            finite = [sign * v for t in trials if (v := _finite(t)) is not None]
             if not finite:
-                return self.trials
+                return trials
             state, value = TrialState.COMPLETE, sign * max(finite)
-        return [_as(t, state, value) if has_diverged(t) else t for t in self.trials]
+        return [_as(t, state, value) if has_diverged(t) else t for t in trials]
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._storage, name)

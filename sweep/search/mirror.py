@@ -21,10 +21,11 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from sweep.search.divergence_aware import DivergenceAwareSampler
+from sweep.search.few import Few
 from sweep.search.grid import Grid, is_without_effect
 from sweep.search.pruning import Pruning
 from sweep.search.risk import RiskModel
-from sweep.search.sampler import CellSampler, make_sampler
+from sweep.search.sampler import MOST_SHOWN, CellSampler, make_sampler
 from sweep.search.window import Window
 from sweep.spec.knobs import encode_choice
 
@@ -66,7 +67,7 @@ class Mirror:
         self._space = dict(sorted(space.items()))
         self._sampler = sampler
         self._seed = seed
-        self._model = RiskModel(is_without_effect)
+        self._model, self._few = RiskModel(is_without_effect), Few(MOST_SHOWN)
         self._concurrency = concurrency
         self._enqueue = [
             {name: _as_stored(self._space[name], value) for name, value in trial.items()}
@@ -228,6 +229,7 @@ class Mirror:
                 space=self._space,
                 number=number,
                 model=self._model,
+                few=self._few,
             )
         cell = self._grid.trial(number % self._grid.n_trials)
         inner = CellSampler(cell, self._seed)

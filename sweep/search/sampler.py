@@ -22,9 +22,11 @@ from optuna.trial import FrozenTrial
 
 from sweep.errors import RequestError
 from sweep.search.divergence_aware import REDRAWS, DivergenceAwareSampler
+from sweep.search.few import Few
 from sweep.search.grid import Grid, is_without_effect
 from sweep.search.risk import RiskModel
 
+MOST_SHOWN = 500
 SAMPLERS = ("tpe", "gp", "cmaes", "random", "grid", "qmc")
 
 
@@ -35,6 +37,7 @@ def make_sampler(
     space: Mapping[str, BaseDistribution],
     number: int,
     model: RiskModel | None = None,
+    few: Few | None = None,
 ) -> DivergenceAwareSampler:
     """The sampler that chooses trial `number`: its choice depends on nothing but
     (seed, number, the trials shown to it).
@@ -43,8 +46,8 @@ def make_sampler(
     to the next, so a continued study goes on as an uninterrupted one. `qmc` takes point `number`
     of the scrambled Sobol sequence of `seed`, and where that is rejected point `number` of
     another scrambling; `grid` takes cell `number` of the grid in a seeded order; CMA-ES keeps its
-    state in the trials' system attributes, as Optuna does. `model` spares the next sampler of the
-    study to learn what this one has learned.
+    state in the trials' system attributes, as Optuna does; `tpe` looks at MOST_SHOWN finished
+    trials. `model` and `few` spare the study's next sampler to learn what this one has learned.
 
     Raises RequestError for an unknown name, and for a grid over a range without a step.
     """
@@ -82,6 +85,7 @@ def make_sampler(
         redraws=0 if name == "grid" else None,
         relative=joint,
         model=model or RiskModel(is_without_effect),
+        few=(few or Few(MOST_SHOWN)) if name == "tpe" else None,
     )
 
 

@@ -143,8 +143,20 @@ def _open(module: GraphModule, opened: dict[int, Node]) -> None:
         if node.op == "call_function" and node not in sizes.values():
             node.args = map_aggregate(node.args, replaced)
             node.kwargs = map_aggregate(node.kwargs, replaced)
+        if node.op == "call_function" and _is_grouped(node):
+            # The compiler would make that a number, the example's, and the library write beyond
+            # its memory with another.
+            raise NotImplementedError("a convolution has a group a lane")
     graph.lint()
     module.recompile()
+
+
+def _is_grouped(node: Node) -> bool:
+    """Whether the number of lanes is an operator's number of groups."""
+    schema = node.target._schema if isinstance(node.target, torch._ops.OpOverload) else None
+    names = [argument.name for argument in schema.arguments] if schema is not None else []
+    given = dict(zip(names, node.args, strict=False)) | node.kwargs
+    return isinstance(given.get("groups"), Node)
 
 
 def fingerprint(traced: Traced, more: Sequence[object]) -> str:

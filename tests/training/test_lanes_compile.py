@@ -214,3 +214,11 @@ def test_no_code_is_loaded_from_where_others_may_write(home, mode):
     other = cache_directory()
     assert other != path and other.stat().st_mode & 0o077 == 0
     other.rmdir()
+
+
+def test_a_convolution_of_many_models_is_not_compiled_for_one_number_of_them(home):
+    """Mapped over models it has a group a lane, and its compiled form would have so many."""
+    kind, source = "python:toy_data:Convolution", "python:toy_data:images"
+    found = compilation(model={"kind": kind}, data={"source": source})
+    found.trace()
+    assert "group a lane" in found.errors[STEP] and STEP not in found.libraries

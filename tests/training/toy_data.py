@@ -304,3 +304,15 @@ class NotANumber(SoftThreshold):
     def prox(self, w: Tensor, step: Tensor) -> Tensor:
         new = super().prox(w, step)
         return torch.where(self.lam < 1, new, torch.nan)
+
+
+class Convolution(nn.Module):
+    """PyTorch's own convolution, over rows that are images."""
+
+    def __init__(self, n_outputs):
+        super().__init__()
+        self.convolution = nn.Conv2d(1, 3, 3)
+        self.head = nn.Linear(3, n_outputs)
+
+    def forward(self, x):
+        return self.head(self.convolution(x).mean((2, 3)))
