@@ -70,6 +70,8 @@ class Program:
         self.state: State | None = None
         self.best: Tensors = {}
         self.to_come = 0.0
+        self.trained = 0
+        """Updates of members so far."""
 
     @property
     def pending(self) -> int:
@@ -195,6 +197,7 @@ class Program:
         self.state = self.stepper.run(self.state, self._chunk(steps), self._steps_left())
         for lane in active:
             lane.step += steps
+        self.trained += steps * len(active)
 
     def _steps_left(self) -> float:
         """Steps of all slots together that are to come, as far as is known."""

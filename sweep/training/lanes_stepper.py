@@ -56,7 +56,11 @@ class Chunk(NamedTuple):
 
 
 class Stepper:
-    """The step of one program, in whatever form is best at present."""
+    """The step of one program, in whatever form is best at present.
+
+    `compile_when`: never, always, auto (where it pays), or kept (never, but a step that was
+    compiled before is taken where it pays).
+    """
 
     def __init__(self, step: LaneStep, table: FoldTable, compile_when: str) -> None:
         self.step, self.table, self.compile_when = step, table, compile_when
@@ -165,7 +169,7 @@ class Stepper:
                 return
             inputs = next(chunk.inputs())
             self.compilation = Compilation(self.step, state, inputs, self.table)
-        if left >= WORTH_SECONDS:
+        if left >= WORTH_SECONDS and self.compile_when != "kept":
             self.compilation.start()
         if always:
             self.compilation.wait()
