@@ -102,7 +102,7 @@ def test_run_in_a_pipe_prints_plain_lines_and_a_summary(home: Path) -> None:
     assert "\x1b" not in out
     lines = out.splitlines()
     assert lines[0].startswith("small: 8 trials")
-    assert lines[1] == "Engine: lanes, 20 slots, eager"
+    assert lines[1] == "Engine: lanes, 40 slots, eager"
     assert lines[2].startswith("8/8 trials: 8 complete")
     for words in ("Best: mse 0.", "± se", "lambda.1se", "No trial failed.", "sweep dashboard"):
         assert words in out
@@ -203,6 +203,46 @@ def test_a_stopped_run_keeps_what_is_finished_and_goes_on(
     assert run("run", "long.yaml", *overrides, "--quiet")[0] == 0
     row = states(home, "long")
     assert (row["trials"], row["complete"], row["waiting"]) == (total, total, 0)
+
+
+# Much to train, in steps that are worth compiling, of which no compiled form is kept.
+COMPILED: dict[str, Any] = {
+    **STUDY,
+    "study": "compiled",
+    "model": {"kind": "mlp", "hidden": [16]},
+    "train": {"learning_rate": {"low": 0.001, "high": 0.01}, "batch_size": 16, "epochs": 400},
+    "trials": 400,
+}
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks into /proc")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+def test_a_run_stopped_while_it_compiles_ends_within_5_seconds_and_so_does_the_compiler(
+    number: int, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home / "cache"))
+    (home / "compiled.yaml").write_text(yaml.safe_dump(COMPILED))
+    with process("run", "compiled.yaml") as started:
+        wait_for(lambda: compilers(started.pid))
+        (compiler,) = compilers(started.pid)
+        began = time.monotonic()
+        started.send_signal(number)
+        out, err = started.communicate(timeout=60)
+        assert time.monotonic() - began < 5
+    assert started.returncode == 128 + number and not alive(compiler)
+    assert "Traceback" not in err and "compiling failed" not in out
+    row = states(home, "compiled")
+    assert (row["running"], row["failed"]) == (0, 0) and row["waiting"] > 0
+    left = [path.name for path in (home / "cache" / "sweep" / "steps").glob("*.*")]
+    assert left == []
+
+
+def compilers(pid: int) -> list[int]:
+    return [
+        child
+        for child in children(pid)
+        if "compile_program.py" in Path(f"/proc/{child}/cmdline").read_text()
+    ]
 
 
 def test_workers_share_a_study_and_end_with_it(home: Path) -> None:

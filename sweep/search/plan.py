@@ -74,7 +74,8 @@ def make_plan(file: StudyFile, *, timed: bool = False) -> Plan:
     if spec.sampler == "grid":
         grid = Grid(distributions(spec), seed=spec.seed, enqueue=spec.enqueue).n_trials
         trials = min(trials, grid)
-    slots = slots_in_flight(min(spec.concurrency, trials), len(problem.folds))
+    members = trials * len(problem.folds)
+    slots = min(members, slots_in_flight(spec.concurrency, len(problem.folds)))
     sizes = [sum(p.numel() for p in module.parameters()) for module in modules]
     memory = _memory(experiment, modules, slots)
     y = problem.y_of(0).double().numpy()
@@ -91,7 +92,7 @@ def make_plan(file: StudyFile, *, timed: bool = False) -> Plan:
         fold_kind=spec.fold_kind,
         folds=[(len(fold.train), len(fold.test)) for fold in problem.folds],
         trials=trials,
-        members=trials * len(problem.folds),
+        members=members,
         grid=grid,
         varies={name: knob_text(knob) for name, knob in spec.space().items()},
         fixed=spec.fixed(),
