@@ -101,6 +101,7 @@ class _Timed:
     test: float = 0.0
     """Seconds of a member's score on its test rows."""
     warm_up: float = 0.0
+    warm_updates: int = 0
     tracing: float = 0.0
 
     @classmethod
@@ -114,6 +115,7 @@ class _Timed:
         self.turns += 1
         if self.turns <= WARM_UP:
             self.warm_up += seconds
+            self.warm_updates += updates
             self.test = _score_seconds(self.program) or self.test
         else:
             self.seconds += seconds
@@ -195,6 +197,11 @@ def _is_compiled(one: _Timed) -> bool:
 
 def _lanes(one: _Timed, times: float) -> Pace:
     """All members of one program; `engine` tells how they step."""
+    if not one.updates and one.warm_updates:
+        # All over before it was warm.
+        step = one.warm_up / one.warm_updates
+        training = one.members * times * one.steps * step
+        return Pace("eager: too little to compile", training, step=step)
     if not one.updates:
         return Pace("eager", None)
     test, folds = one.test, one.program.experiment.problem.folds
