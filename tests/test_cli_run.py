@@ -102,7 +102,8 @@ def test_run_in_a_pipe_prints_plain_lines_and_a_summary(home: Path) -> None:
     assert "\x1b" not in out
     lines = out.splitlines()
     assert lines[0].startswith("small: 8 trials")
-    assert lines[1].startswith("8/8 trials: 8 complete")
+    assert lines[1] == "Engine: lanes, 40 slots, eager"
+    assert lines[2].startswith("8/8 trials: 8 complete")
     for words in ("Best: mse 0.", "± se", "lambda.1se", "No trial failed.", "sweep dashboard"):
         assert words in out
     assert states(home, "small")["complete"] == 8
@@ -204,6 +205,46 @@ def test_a_stopped_run_keeps_what_is_finished_and_goes_on(
     assert (row["trials"], row["complete"], row["waiting"]) == (total, total, 0)
 
 
+# Much to train, in steps that are worth compiling, of which no compiled form is kept.
+COMPILED: dict[str, Any] = {
+    **STUDY,
+    "study": "compiled",
+    "model": {"kind": "mlp", "hidden": [16]},
+    "train": {"learning_rate": {"low": 0.001, "high": 0.01}, "batch_size": 16, "epochs": 400},
+    "trials": 400,
+}
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks into /proc")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+def test_a_run_stopped_while_it_compiles_ends_within_5_seconds_and_so_does_the_compiler(
+    number: int, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home / "cache"))
+    (home / "compiled.yaml").write_text(yaml.safe_dump(COMPILED))
+    with process("run", "compiled.yaml") as started:
+        wait_for(lambda: compilers(started.pid))
+        (compiler,) = compilers(started.pid)
+        began = time.monotonic()
+        started.send_signal(number)
+        out, err = started.communicate(timeout=60)
+        assert time.monotonic() - began < 5
+    assert started.returncode == 128 + number and not alive(compiler)
+    assert "Traceback" not in err and "compiling failed" not in out
+    row = states(home, "compiled")
+    assert (row["running"], row["failed"]) == (0, 0) and row["waiting"] > 0
+    left = [path.name for path in (home / "cache" / "sweep" / "steps").glob("*.*")]
+    assert left == []
+
+
+def compilers(pid: int) -> list[int]:
+    return [
+        child
+        for child in children(pid)
+        if "compile_program.py" in Path(f"/proc/{child}/cmdline").read_text()
+    ]
+
+
 def test_workers_share_a_study_and_end_with_it(home: Path) -> None:
     with process("run", "small.yaml", "--trials", "40", "--workers", "2") as started:
         out, err = started.communicate(timeout=180)
@@ -298,8 +339,8 @@ def test_a_stored_study_imports_only_what_is_allowed(
 
 @pytest.mark.parametrize("path", sorted((ROOT / "studies").glob("*.yaml")), ids=lambda p: p.stem)
 def test_check_shows_the_plan_of_every_study_here(path: Path, home: Path, run: Run) -> None:
-    code, out, err = run("check", str(path))
-    assert (code, err) == (0, "")
+    code, out, err = run("check", str(path), "--no-time")
+    assert (code, err) == (0, "") and "time " not in out
     for words in ("study", "data", "folds", "members", "parameters", "memory", "varies"):
         assert words in out
     assert list(home.glob("*.db")) == []
@@ -307,9 +348,11 @@ def test_check_shows_the_plan_of_every_study_here(path: Path, home: Path, run: R
 
 def test_check_counts_what_the_reference_digits_study_does(run: Run) -> None:
     """1,797 rows; 61 of 64 pixels vary; 200 x 5 members of 20 epochs of 23 batches of 64."""
-    code, out, _ = run("check", str(ROOT / "studies" / "digits_mlp.yaml"), "--format", "json")
+    code, out, _ = run(
+        "check", str(ROOT / "studies" / "digits_mlp.yaml"), "--format", "json", "--no-time"
+    )
     plan = json.loads(out)
-    assert code == 0
+    assert code == 0 and plan["time"] is None
     assert (plan["rows"], plan["input_shape"], plan["members"]) == (1797, [61], 1000)
     assert plan["parameters"] == [(61 + 1) * 64 + 65 * 64 + 65 * 10] * 2
     assert plan["steps"] == [20 * 23] * 2

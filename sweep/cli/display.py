@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Mapping
@@ -55,6 +56,7 @@ class Lines:
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
         self._shown: tuple[int, float] | None = None
+        self._engine = ""
         self._at = 0.0
         self._closed = False
 
@@ -64,10 +66,14 @@ class Lines:
     def update(self, status: Status) -> None:
         now = status.done, status.under_way
         if self._shown is None:
-            engine = f"; engine: {status.engine}" if status.engine else ""
-            self._say(f"{status.study}: {status.total} trials{engine}")
+            self._say(f"{status.study}: {status.total} trials")
             self._shown, self._at = now, time.monotonic()
             return
+        # How many slots are in use changes all the time.
+        engine = re.sub(r"\d+ slots", "", status.engine)
+        if "," in engine and engine != self._engine:
+            self._engine = engine
+            self._say(f"Engine: {status.engine}")
         ended = status.done >= status.total and not status.running
         if now == self._shown or not (ended or self._is_time()):
             return

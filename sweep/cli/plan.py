@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,6 +13,7 @@ from sweep.cli.options import FileArgument, Format, SetOption
 from sweep.cli.output import as_json
 
 if TYPE_CHECKING:
+    from sweep.search.estimate import Estimate
     from sweep.search.plan import Plan
 
 
@@ -20,10 +23,15 @@ def check(
     form: Annotated[
         Format, typer.Option("--format", help="How to print: as text (table), JSON, or CSV.")
     ] = Format.TABLE,
+    no_time: Annotated[
+        bool,
+        typer.Option("--no-time", help="Train nothing, and leave out how long a run will take."),
+    ] = False,
 ) -> None:
-    """Check a study file and show the plan: data, folds, members, model size, memory, knobs.
+    """Check a study file and show the plan: data, folds, members, model size, memory, knobs, time.
 
-    Nothing is trained or written.
+    The first trials train for a second or two, to tell how long a run takes here. Nothing is
+    written.
 
     \b
     Example:
@@ -32,7 +40,9 @@ def check(
     from sweep.search.plan import make_plan
     from sweep.spec import load_spec
 
-    plan = make_plan(load_spec(file, overrides or []))
+    loaded = load_spec(file, overrides or [])
+    with nullcontext() if no_time else _progress():
+        plan = make_plan(loaded, timed=not no_time)
     if form is Format.JSON:
         print(as_json(plan.as_dict()))
         return
@@ -43,6 +53,15 @@ def check(
         print_rows(["what", "value"], facts, form)
     else:
         print_facts(facts)
+
+
+def _progress() -> AbstractContextManager[Any]:
+    """Says on a terminal what takes a few seconds."""
+    if not sys.stderr.isatty():
+        return nullcontext()
+    from rich.console import Console
+
+    return Console(stderr=True).status("Reading the data, and training for a second or two …")
 
 
 def _facts(plan: Plan) -> list[tuple[str, str]]:
@@ -77,10 +96,41 @@ def _facts(plan: Plan) -> list[tuple[str, str]]:
     facts.append(
         ("memory", f"about {_bytes(plan.memory)}, with {plan.slots} members in training at once")
     )
+    if plan.time is not None:
+        facts += [("time", text) for text in _time(plan.time)]
     facts += [("varies", f"{name}: {text}") for name, text in plan.varies.items()]
     fixed = ", ".join(f"{name} {value_text(value)}" for name, value in plan.fixed.items())
     facts.append(("fixed", fixed or "nothing"))
     return facts + [("notice", text) for text in plan.notices]
+
+
+def _time(time: Estimate) -> list[str]:
+    """How long a run takes, with which engine, and what that is made of."""
+    from sweep.insight.words import duration
+
+    if time.seconds is None or time.training is None:
+        return [f"not known: {time.engine}"]
+    most = "at most about" if time.at_most else "about"
+    parts = [f"training {duration(time.training)}"]
+    inside = [("scoring", time.scoring), ("compiling", time.compiling)]
+    shown = [f"{name} {duration(seconds)}" for name, seconds in inside if seconds >= 0.5]
+    if shown:
+        parts[0] += f" ({', '.join(shown)})"
+    parts += [f"choosing {duration(time.choosing)}", f"start {duration(time.start)}"]
+    made_of = ", ".join(parts)
+    if time.step is not None:
+        made_of += f"; measured {_small(time.step)} an update of one model"
+    return [f"{most} {duration(time.seconds)}: {time.engine}", made_of]
+
+
+def _small(seconds: float) -> str:
+    """45 µs, 6.1 ms, 2.3 s."""
+    from sweep.insight.words import number
+
+    for unit, size in (("µs", 1e-6), ("ms", 1e-3)):
+        if seconds < 1000 * size:
+            return f"{number(seconds / size, 2)} {unit}"
+    return f"{number(seconds, 2)} s"
 
 
 def _span(values: Sequence[int]) -> str:

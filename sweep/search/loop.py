@@ -81,6 +81,24 @@ def run_study(
     return Ended(study.name, loop.status, stop.signal)
 
 
+def make_mirror(
+    experiment: Experiment, sampler: str | None = None, concurrency: int | None = None
+) -> Mirror:
+    """Who chooses the trials of a study; by another sampler or with other trials in flight."""
+    spec = experiment.spec
+    return Mirror(
+        direction=experiment.score.direction,
+        space=distributions(spec),
+        sampler=sampler or spec.sampler,
+        pruner=spec.pruner,
+        seed=spec.seed,
+        concurrency=concurrency or spec.concurrency,
+        n_folds=len(experiment.problem.folds),
+        enqueue=spec.enqueue,
+        epochs=_most_epochs(spec),
+    )
+
+
 @dataclass
 class InFlight:
     """A trial of this process in training."""
@@ -109,17 +127,7 @@ class Loop:
         self.store, self.study, self.spec, self.observer = store, study, spec, observer
         self.space = distributions(spec)
         self.worker = new_worker()
-        self.mirror = Mirror(
-            direction=experiment.score.direction,
-            space=self.space,
-            sampler=spec.sampler,
-            pruner=spec.pruner,
-            seed=spec.seed,
-            concurrency=spec.concurrency,
-            n_folds=len(experiment.problem.folds),
-            enqueue=spec.enqueue,
-            epochs=_most_epochs(spec),
-        )
+        self.mirror = make_mirror(experiment)
         if self.mirror.n_trials is not None:
             total = min(total, self.mirror.n_trials)
         self.total = total

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 from torch import nn
 
 from sweep.problem.prepare import Problem
+from sweep.search.estimate import Estimate, estimate
 from sweep.search.grid import Grid
 from sweep.search.space import distributions
 from sweep.spec import Choices, FloatRange, IntRange, StudyFile, encode_choice
@@ -50,23 +52,30 @@ class Plan:
     direction: str
     sampler: str
     pruner: str
+    time: Estimate | None
     notices: tuple[str, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """The plan as JSON values; memory in bytes."""
+        """The plan as JSON values; memory in bytes, times in seconds."""
         return asdict(self)
 
 
-def make_plan(file: StudyFile) -> Plan:
-    """The plan of a study file; raises what a run of it would refuse it with."""
+def make_plan(file: StudyFile, *, timed: bool = False) -> Plan:
+    """The plan of a study file; raises what a run of it would refuse it with.
+
+    `timed`: `time` is estimated, by training for a second or two; else it is None.
+    """
     spec = file.spec
     experiment, modules = make_experiment(file)
+    # A run spends it as well, on imports and on the data.
+    start = time.process_time()
     problem, direction = experiment.problem, experiment.score.direction
     trials, grid = spec.trials, None
     if spec.sampler == "grid":
         grid = Grid(distributions(spec), seed=spec.seed, enqueue=spec.enqueue).n_trials
         trials = min(trials, grid)
-    slots = slots_in_flight(min(spec.concurrency, trials), len(problem.folds))
+    members = trials * len(problem.folds)
+    slots = min(members, slots_in_flight(spec.concurrency, len(problem.folds)))
     sizes = [sum(p.numel() for p in module.parameters()) for module in modules]
     memory = _memory(experiment, modules, slots)
     y = problem.y_of(0).double().numpy()
@@ -83,7 +92,7 @@ def make_plan(file: StudyFile) -> Plan:
         fold_kind=spec.fold_kind,
         folds=[(len(fold.train), len(fold.test)) for fold in problem.folds],
         trials=trials,
-        members=trials * len(problem.folds),
+        members=members,
         grid=grid,
         varies={name: knob_text(knob) for name, knob in spec.space().items()},
         fixed=spec.fixed(),
@@ -95,6 +104,7 @@ def make_plan(file: StudyFile) -> Plan:
         direction=direction,
         sampler=spec.sampler,
         pruner=spec.pruner,
+        time=estimate(experiment, trials, start) if timed else None,
         notices=(*problem.notices, *_room(memory)),
     )
 

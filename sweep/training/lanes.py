@@ -22,14 +22,7 @@ from sweep.training.lanes_stepper import STEP
 from sweep.training.member import Done, Event, Member
 from sweep.training.memory import SHARE, free_bytes, is_out_of_memory, slot_bytes
 from sweep.training.pool import ReferencePool
-
-MOST_LETTERS = 70
-_IN_SHORT = {
-    "calling .item()": "model uses .item()",
-    "data-dependent control flow": "model branches on the data",
-    "dynamic shape": "the size of what the model computes depends on the data",
-    "doesn't have storage": "model leaves torch",
-}
+from sweep.training.unbatchable import explain, in_short
 
 
 class LanesEngine:
@@ -55,7 +48,8 @@ class LanesEngine:
         torch._C._functorch._set_vmap_fallback_warning_enabled(False)  # type: ignore[attr-defined]
         self._programs: dict[Any, Program] = {}
         self._one_by_one: set[Any] = set()
-        self._why = ""
+        self.why = ""
+        """Why members train one by one, in a few words."""
         self._models: dict[Any, dict[tuple[int, int], LaneModel]] = {}
         self._turn = 0
         self._to_come = 0
@@ -67,6 +61,10 @@ class LanesEngine:
     def pending(self) -> int:
         lanes = sum(p.pending for p in self._programs.values())
         return lanes + self.solver.pending + self.reference.pending
+
+    @property
+    def programs(self) -> list[Program]:
+        return list(self._programs.values())
 
     def add(self, member: Member) -> None:
         if member.setting.optimizer == EXACT:
@@ -88,6 +86,7 @@ class LanesEngine:
             slots = min(self.slots, self.memory // self._bytes(model, model.plan.batch))
             if slots < 2 <= self.slots:
                 self.notice("reference engine: no two models of this size fit the memory at once")
+                self.why = "no two models fit the memory"
                 self._one_by_one.add(key)
                 self.reference.add(member)
                 return
@@ -108,7 +107,8 @@ class LanesEngine:
 
     def describe(self) -> str:
         """How members train at present, in words."""
-        programs = list(self._programs.values())
+        # What has not trained yet may turn out not to be batched.
+        programs = [program for program in self._programs.values() if program.lanes]
         parts = []
         if programs:
             slots = sum(len(program.lanes) for program in programs)
@@ -119,7 +119,7 @@ class LanesEngine:
         if self.solver.pending:
             parts.append(f"lanes, {self.solver.slots} slots, exact solver")
         if self._one_by_one or self.reference.pending:
-            why = f": {self._why}" if self._why else ""
+            why = f": {self.why}" if self.why else ""
             parts.append(self.reference.describe() + why)
         return " + ".join(parts) or "lanes"
 
@@ -159,7 +159,7 @@ class LanesEngine:
             events = program.advance()
         except (Exception, SystemExit) as error:
             # The error's traceback holds on to what the step had allocated.
-            why = " ".join(str(error).split())[:200] or type(error).__name__
+            why = explain(error)
             was_memory = is_out_of_memory(error)
         else:
             self._tell_if_not_compiled(program)
@@ -220,7 +220,7 @@ class LanesEngine:
         """Members of this program train one by one from now on."""
         kind = self.experiment.spec.model.kind
         self.notice(f"reference engine for {kind}, which cannot be batched: {why}")
-        self._why = in_short(why)
+        self.why = in_short(why)
         self._one_by_one.add(key)
 
     def _tell_if_not_compiled(self, program: Program) -> None:
@@ -233,11 +233,3 @@ class LanesEngine:
 
 def _mib(size: int) -> str:
     return f"{size / 2**20:,.0f} MiB"
-
-
-def in_short(why: str) -> str:
-    """A few words for why a model cannot be batched, of what torch or a probe said at length."""
-    for said, words in _IN_SHORT.items():
-        if said in why:
-            return words
-    return why if len(why) <= MOST_LETTERS else why[:MOST_LETTERS].rstrip() + "..."

@@ -79,6 +79,8 @@ class Program:
         """What is to be compiled beside the step."""
         self.best: Tensors = {}
         self.to_come = 0.0
+        self.trained = 0
+        """Updates of members so far."""
 
     @property
     def pending(self) -> int:
@@ -209,6 +211,7 @@ class Program:
         self.evaluation.compiled = self.stepper.compiled(SCORING)
         for lane in active:
             lane.step += steps
+        self.trained += steps * len(active)
 
     def _steps_left(self) -> float:
         """Steps of all slots together that are to come, as far as is known."""

@@ -99,7 +99,7 @@ class LaneStep:
         key: Tensor | None,
     ) -> tuple[Tensors, Tensors, Moments, Watch]:
         """One step of one model."""
-        valid = torch.arange(x.shape[0]) < count
+        valid = torch.arange(x.shape[0], device=x.device) < count
 
         nudges = through_time.make_nudges(self.module, x, self.template)
 

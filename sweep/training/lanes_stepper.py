@@ -58,7 +58,11 @@ class Chunk(NamedTuple):
 
 
 class Stepper:
-    """The step of one program, in whatever form is best at present."""
+    """The step of one program, in whatever form is best at present.
+
+    `compile_when`: never, always, auto (where it pays), or kept (never, but a step that was
+    compiled before is taken where it pays).
+    """
 
     def __init__(
         self, step: LaneStep, table: FoldTable, compile_when: str, brief: str | None = None
@@ -190,7 +194,7 @@ class Stepper:
                 left = steps_left * self.step_seconds
                 if left >= TRACE_WORTH_SECONDS and not had:
                     self.compilation.trace()
-                if left >= WORTH_SECONDS:
+                if left >= WORTH_SECONDS and self.compile_when != "kept":
                     self.compilation.start()
             self.compilation.poll()
         if self.is_compiled and not had:

@@ -31,7 +31,8 @@ def slot_bytes(
 ) -> int:
     """Of one lane in training: weights and optimizer state (twice: an update makes new ones), the
     gradient as it is, clipped and penalized, and the activations of a batch, of which backward
-    holds some at a time. An estimate, within 1.5 of what was measured for mlp and cnn.
+    holds some at a time. An estimate: of mlp and cnn 0.5 to 1.5 times as much was
+    measured.
     """
     copies = 2 * (1 + MOMENTS[optimizer]) + 3
     parameters = sum(p.numel() for p in module.parameters())

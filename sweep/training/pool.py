@@ -35,6 +35,11 @@ MOST_STILLBORN = 3
 """So many workers may die, one after the other, before they train."""
 
 
+def is_worth(seconds: float, processes: int) -> bool:
+    """Whether so much training of one process is better left to several."""
+    return seconds * (1 - 1 / processes) > 2 * START_SECONDS
+
+
 @dataclass
 class _Pending:
     """A member whose end has not been given out. `known` events, each with its step, wait; the
@@ -95,6 +100,11 @@ class ReferencePool:
     @property
     def pending(self) -> int:
         return len(self._members)
+
+    @property
+    def steps(self) -> int:
+        """Updates that this process has taken."""
+        return 0 if self._here is None else self._here.steps
 
     @property
     def workers(self) -> list[Worker]:
@@ -241,8 +251,7 @@ class ReferencePool:
         if self._seconds < GLANCE_SECONDS or not here.trained:
             return False
         all_of_them = here.ended + here.pending + self._to_come
-        left = self._seconds * (all_of_them / here.trained - 1)
-        return left * (1 - 1 / self.processes) > 2 * START_SECONDS
+        return is_worth(self._seconds * (all_of_them / here.trained - 1), self.processes)
 
     def _that_fit(self) -> int:
         """Processes for which there is memory, were all models as large as the next one."""

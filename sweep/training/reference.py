@@ -67,6 +67,8 @@ class ReferenceEngine:
         self.convex = ConvexMembers(experiment)
         self._runs: dict[tuple[int, int], Run] = {}
         self.ended = 0
+        self.steps = 0
+        """Updates of members so far."""
 
     @property
     def pending(self) -> int:
@@ -109,7 +111,9 @@ class ReferenceEngine:
         """As `advance`; returns the member's step beside what came of it."""
         name = self.turn
         run = self._runs[name]
+        before = run.step
         event = run.advance()
+        self.steps += run.step - before
         if isinstance(event, Done):
             del self._runs[name]
             self.ended += 1

@@ -128,7 +128,7 @@ def test_a_continued_study_is_the_uninterrupted_one(tmp_path):
 
 
 def test_timeout_gives_running_trials_back_and_the_next_runs_finish_as_many_as_asked(url):
-    slow = file_of(train={**STUDY["train"], "epochs": 400, "learning_rate": 0.01})
+    slow = file_of(train={**STUDY["train"], "epochs": 160, "learning_rate": 0.01})
 
     def counts():
         with Store.open(url) as store:
@@ -176,11 +176,11 @@ run_study(StudyFile(loaded.spec, loaded.text, Path(sys.argv[2]), loaded.name), s
 
 def test_processes_share_a_study_exactly(database_url):
     """The same study started three times at once: its trials are trained once each."""
-    study = json.dumps({**STUDY, "trials": 40, "train": {**STUDY["train"], "epochs": 4}})
+    study = json.dumps({**STUDY, "trials": 24, "train": {**STUDY["train"], "epochs": 4}})
     command = [sys.executable, "-c", WORKER, study, str(DATA), database_url]
     workers = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(3)]
     errors = [worker.communicate(timeout=120)[1] for worker in workers]
     assert [w.returncode for w in workers] == [0, 0, 0], errors
     trials = stored(database_url)
-    assert [t.number for t in trials] == list(range(40))
-    assert len({json.dumps(t.params, sort_keys=True) for t in trials}) == 40
+    assert [t.number for t in trials] == list(range(24))
+    assert len({json.dumps(t.params, sort_keys=True) for t in trials}) == 24

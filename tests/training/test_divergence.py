@@ -14,7 +14,7 @@ DIABETES = {
     "train": {
         "learning_rate": {"low": 1e-6, "high": 1e6, "log": True},
         "batch_size": "full",
-        "epochs": 1500,
+        "epochs": 700,
         "dtype": "float64",
     },
     "cross_validation": {"kind": "column"},

@@ -14,6 +14,7 @@ import torch
 
 from sweep.problem.prepare import prepare
 from sweep.spec import load_spec
+from sweep.store import queries
 from sweep.training.experiment import Experiment
 from sweep.training.member import Done, Member
 from sweep.training.pool import ReferencePool
@@ -311,7 +312,7 @@ def test_a_run_that_is_stopped_ends_soon_with_all_its_processes(number, tmp_path
     )
     try:
         for line in running.stdout:
-            if "2 processes" in line:
+            if line == "Engine: reference, 2 processes: model uses .item()\n":
                 break
         else:
             raise AssertionError("no processes were started")
@@ -324,6 +325,9 @@ def test_a_run_that_is_stopped_ends_soon_with_all_its_processes(number, tmp_path
             time.sleep(0.05)
         assert not processes_of(nursery) and time.monotonic() - began < 5
         assert code == (-number if number == signal.SIGKILL else 128 + number)
+        if number != signal.SIGKILL:
+            (row,) = queries.studies(f"sqlite:///{tmp_path / 's.db'}").dicts()
+            assert (row["running"], row["failed"]) == (0, 0) and row["waiting"] > 0
     finally:
         running.kill()
         running.stdout.close()

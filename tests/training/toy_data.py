@@ -316,3 +316,50 @@ class Convolution(nn.Module):
 
     def forward(self, x):
         return self.head(self.convolution(x).mean((2, 3)))
+
+
+class Branches(Residual):
+    """Cannot be batched: control flow on the data."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x if x.mean() > 0 else 2 * x)
+
+
+class Selects(Residual):
+    """Cannot be batched: how many rows there are is up to the data."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x[x[:, 0] > -1e9])
+
+
+class _Double(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):  # type: ignore[no-untyped-def]
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx, gradient):  # type: ignore[no-untyped-def]
+        return 2 * gradient
+
+
+class OwnOperator(Scaled):
+    """Cannot be batched: an operator that torch.func knows nothing of."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(_Double.apply(x))
+
+
+class LeavesTorch(Scaled):
+    """Cannot be batched: goes through NumPy."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.from_numpy(np.tanh(x.numpy())))
+
+
+class WritesInto(Scaled):
+    """Cannot be batched: a tensor of its own is changed in place."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        own = torch.zeros(x.shape, dtype=x.dtype)
+        own.add_(x)
+        return self.head(own)
