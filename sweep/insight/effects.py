@@ -8,16 +8,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 from optuna.trial import FrozenTrial, TrialState
 
 from sweep.insight.cures import GRADIENT_CURES, NONE, cure_of, knobs_of, order_of, positive
+from sweep.insight.expected_best import Tried, difference_of_bests, equal_trials
 from sweep.insight.intervals import LEVEL, median_interval, median_of, newcombe, wilson
 from sweep.insight.selection import (
     Candidate,
     best_of,
     candidates,
-    corrected_t_test,
-    paired_differences,
     test_share,
 )
 from sweep.insight.stored import StoredStudy, is_diverged
@@ -43,7 +43,8 @@ class Effect:
     """One cure. `share` of its trials diverged; `best` and `median` are of those that completed.
 
     `against_none` is its share less that of `none` at equal learning rates, `cost` how much worse
-    its best trial scores than the best of `none`, fold by fold; None where nothing can be compared.
+    the expected best of `cost_trials` of its trials scores than that of as many of `none`; None
+    where nothing can be compared.
     """
 
     cure: str
@@ -56,6 +57,7 @@ class Effect:
     median_interval: tuple[float, float] | None
     against_none: Estimate | None
     cost: Estimate | None
+    cost_trials: int | None
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,7 @@ class Effects:
                 *(against or (None, None, None)),
                 *(best.score if best else None, best.number if best else None),
                 *(cost or (None, None, None)),
+                each.cost_trials,
                 *(each.median, *middle),
             )
             found.append(dict(zip(COLUMNS, values, strict=True)))
@@ -102,7 +105,7 @@ class Effects:
 COLUMNS = (
     *("cure", "trials", "diverged", "share", "share_low", "share_high"),
     *("against_none", "against_none_low", "against_none_high", "best", "best_trial"),
-    *("cost", "cost_low", "cost_high", "median", "median_low", "median_high"),
+    *("cost", "cost_low", "cost_high", "cost_trials", "median", "median_low", "median_high"),
 )
 
 
@@ -135,11 +138,15 @@ def effects(study: StoredStudy) -> Effects:
     # Bonferroni: all comparisons with `none` hold together.
     level = 1 - (1 - LEVEL) / max(1, len(names) - 1)
     seen = {name: _by_stratum(tried[name], edges) for name in names}
+    searched = {name: _tried(len(tried[name]), complete[name], study.direction) for name in names}
     found = []
     for name in names:
         n, n_diverged = len(tried[name]), sum(is_diverged(trial) for trial, _ in tried[name])
         scores = [candidate.score for candidate in complete[name]]
         compared = name != NONE and NONE in tried
+        cost = None
+        if compared:
+            cost = difference_of_bests(searched[name], searched[NONE], test_share(study), level)
         found.append(
             Effect(
                 cure=name,
@@ -151,7 +158,8 @@ def effects(study: StoredStudy) -> Effects:
                 median=median_of(scores),
                 median_interval=median_interval(scores),
                 against_none=difference(seen[name], seen[NONE], level) if compared else None,
-                cost=_cost(study, bests[name], bests[NONE], level) if compared else None,
+                cost=Estimate(*cost) if cost else None,
+                cost_trials=equal_trials(searched[name], searched[NONE]) if cost else None,
             )
         )
     best = best_of([c for each in complete.values() for c in each], study.direction)
@@ -220,18 +228,11 @@ def _by_stratum(
     return found
 
 
-def _cost(
-    study: StoredStudy, best: Candidate | None, none: Candidate | None, level: float
-) -> Estimate | None:
-    """How much worse `best` scores than `none` on the same folds, with the corrected t interval."""
-    if best is None or none is None:
-        return None
-    differences = paired_differences(study.direction, best, none)
-    if differences is None or len(differences) < 2:
-        return None
-    from scipy.special import stdtrit
-
-    value = math.fsum(differences) / len(differences)
-    se, _ = corrected_t_test(differences, test_share(study))
-    half = se * float(stdtrit(len(differences) - 1, (1 + level) / 2))
-    return Estimate(value, value - half, value + half)
+def _tried(n: int, complete: Sequence[Candidate], direction: str) -> Tried:
+    """The completed ones of n trials by their scores, turned so that less is better."""
+    sign = -1 if direction == "maximize" else 1
+    ordered = sorted(complete, key=lambda c: (sign * c.score, c.number))
+    folds = {len(candidate.fold_scores) for candidate in ordered}
+    if len(folds) != 1:
+        return Tried(n, np.zeros((len(ordered), 0)))
+    return Tried(n, sign * np.array([candidate.fold_scores for candidate in ordered]))

@@ -55,8 +55,7 @@ def method(found: Effects) -> str:
             bins = f"{found.strata} bins of learning rates"
         text += (
             f" Against none: percentage points within {bins}, weighted as by Mantel and Haenszel, "
-            "with Newcombe's interval. Cost: the best trials, fold by fold, with the t interval "
-            "of Nadeau and Bengio."
+            f"with Newcombe's interval.{_how_bests_compare(found)}"
         )
     if m > 1:
         text = f"{text[:-1]}; 95% for all {m} together (Bonferroni)."
@@ -65,6 +64,19 @@ def method(found: Effects) -> str:
     if found.left_out:
         text += f" Left out: {counted(found.left_out, 'trial')} that failed without diverging."
     return text
+
+
+def _how_bests_compare(found: Effects) -> str:
+    """Of how many trials the bests are; nothing where none are compared."""
+    sizes = sorted({e.cost_trials for e in found.effects if e.cost_trials is not None})
+    if not sizes:
+        return ""
+    many = str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
+    trials = "trial" if sizes == [1] else "trials"
+    return (
+        f" Cost: the expected best of {many} {trials}, equally many of either (half of the fewer), "
+        "on the same folds; its t interval takes in the folds and which trials were drawn."
+    )
 
 
 def points(estimate: Estimate) -> str:

@@ -61,12 +61,16 @@ def _wide(w: Tensor, lam: Tensor) -> Float[Tensor, "n m"]:
 
 def _projector(m: Float[Tensor, "n m"]) -> Float[Tensor, "n n"]:
     """u u', or the mean of such where several singular values are the largest; 0 for a zero m."""
+    if len(m) == 1:
+        return torch.ones_like(m[:, :1])
     # Dividing by the largest entry keeps squares in range.
     largest = m.abs().amax()
     m = m / torch.where(largest > 0, largest, 1.0)
     gram = m @ m.mT
-    for _ in range(SQUARINGS):
-        # The trace of the square.
-        size = gram.square().sum()
-        gram = gram @ gram / torch.where(size == 0, 1.0, size)
+    # Scaled at every second squaring: the loop is unrolled where the step is compiled.
+    for _ in range(SQUARINGS // 2):
+        square = gram @ gram
+        # The trace of the square's square.
+        size = square.square().sum()
+        gram = square @ square / torch.where(size == 0, 1.0, size)
     return gram

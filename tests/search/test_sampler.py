@@ -156,7 +156,7 @@ def test_the_view_shows_divergence_as_the_worst_of_all(name: str, direction: str
     assert isinstance(sampler, DivergenceAwareSampler)
     window = Window("t", DIRECTIONS[direction])
     real = window.study(trials, trials[0], sampler, NopPruner())
-    view = View(real, sampler.shown).study(sampler.inner)
+    view = View(real, trials[0], sampler.shown).study(sampler.inner)
     worst = sign * max(sign * t.value for t in trials if t.state is TrialState.COMPLETE)
     n_diverged = 0
     for stored, shown in zip(trials, view.get_trials(), strict=True):
