@@ -234,7 +234,8 @@ def test_a_run_stopped_while_it_compiles_ends_within_5_seconds_and_so_does_the_c
     row = states(home, "compiled")
     assert (row["running"], row["failed"]) == (0, 0) and row["waiting"] > 0
     left = [path.name for path in (home / "cache" / "sweep" / "steps").glob("*.*")]
-    assert left == []
+    # The index of what a run compiles is no compiler's leftover.
+    assert [name for name in left if not name.endswith(".json")] == []
 
 
 def compilers(pid: int) -> list[int]:

@@ -26,6 +26,8 @@ from sweep.training.lanes_trace import Traced, step_function, tensors, trace
 CHUNK_SECONDS, MOST_STEPS, FIRST_STEPS = 0.1, 64, 4
 """A chunk of steps, between two looks at the divergence flags, takes about so long, and has at
 most so many steps; until the time of a step is known it has the third number."""
+LEAST_SECONDS = 5e-5
+"""No eager step of a lane takes a core less."""
 WARM_UP_CHUNKS = 2
 """The first chunks import and allocate; they are not timed."""
 BLOCKS = (4, 8, 16, 32, 64, 128, 256, 512, 1024)
@@ -118,8 +120,15 @@ class Stepper:
         return state
 
     def _run(self, state: State, chunk: Chunk) -> State:
-        for inputs in chunk.inputs():
-            state = self.step(state, inputs, self.table)
+        # Threads of one operator wait for each other: a core that the compiler is at would stall
+        # the others at every one of a step's operators.
+        busy = self.compilation is not None and self.compilation.is_under_way
+        torch.set_num_threads(max(1, self._threads - busy))
+        try:
+            for inputs in chunk.inputs():
+                state = self.step(state, inputs, self.table)
+        finally:
+            torch.set_num_threads(self._threads)
         return state
 
     def _run_compiled(self, state: State, chunk: Chunk) -> State:
@@ -190,8 +199,10 @@ class Stepper:
             if self.compile_when == "always":
                 self.compilation.start()
                 self.compilation.wait(STEP)
-            elif self.step_seconds is not None:
-                left = steps_left * self.step_seconds
+            else:
+                # Before it is known what a step takes: as much at least.
+                least = len(chunk.folds) * LEAST_SECONDS / self._threads
+                left = steps_left * (self.step_seconds or least)
                 if left >= TRACE_WORTH_SECONDS and not had:
                     self.compilation.trace()
                 if left >= WORTH_SECONDS and self.compile_when != "kept":

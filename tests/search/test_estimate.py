@@ -79,7 +79,8 @@ def test_every_sampler_is_timed():
     assert time_of(grid, 2).choosing == 0
 
 
-def test_nothing_is_kept(tmp_path, monkeypatch):
+def test_nothing_is_compiled_for_an_estimate(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     time_of(STUDY, 10**6)
-    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    # The index of what would be is there: the run to come need not trace again.
+    assert {path.suffix for path in tmp_path.rglob("*") if path.is_file()} <= {".json"}

@@ -131,7 +131,7 @@ COMPILED = {
 }
 
 
-SLOW = ("every cure",)
+SLOW = ("every cure", "lstm")
 
 
 @pytest.mark.parametrize(

@@ -169,7 +169,9 @@ SCORED = {
 }
 
 
-@pytest.mark.parametrize("case", SCORED)
+@pytest.mark.parametrize(
+    "case", [pytest.param(name, marks=[pytest.mark.slow] * (name != "weights")) for name in SCORED]
+)
 def test_compiled_scores_are_the_eager_ones(case):
     """Of one lane of a fold and of several, of a lane that is not finite, on all kinds of rows."""
     exp = experiment({**BASE, **SCORED[case]})

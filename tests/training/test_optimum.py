@@ -24,7 +24,7 @@ STUDY = {
         "learning_rate": 0.2,
         "momentum": 0.9,
         "batch_size": "full",
-        "epochs": 2000,
+        "epochs": 1000,
         "dtype": "float64",
     },
     "cross_validation": {"kind": "kfold", "folds": 5, "seed": 0},
@@ -46,7 +46,7 @@ def test_cross_validated_scores_are_the_published_ones():
 
 
 OPTIMIZERS = {
-    "sgd": {"momentum": 0.0, "learning_rate": 0.45, "epochs": 3000},
+    "sgd": {"momentum": 0.0, "learning_rate": 0.45, "epochs": 2000},
     "heavy ball": {},
     "heavy ball, falling rate": {"schedule": "cosine"},
     "nesterov": {"nesterov": True, "learning_rate": 0.1},
