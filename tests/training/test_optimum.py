@@ -24,7 +24,7 @@ STUDY = {
         "learning_rate": 0.2,
         "momentum": 0.9,
         "batch_size": "full",
-        "epochs": 1000,
+        "epochs": 500,
         "dtype": "float64",
     },
     "cross_validation": {"kind": "kfold", "folds": 5, "seed": 0},
@@ -46,7 +46,7 @@ def test_cross_validated_scores_are_the_published_ones():
 
 
 OPTIMIZERS = {
-    "sgd": {"momentum": 0.0, "learning_rate": 0.45, "epochs": 2000},
+    "sgd": {"momentum": 0.0, "learning_rate": 0.45, "epochs": 1500},
     "heavy ball": {},
     "heavy ball, falling rate": {"schedule": "cosine"},
     "nesterov": {"nesterov": True, "learning_rate": 0.1},
@@ -57,7 +57,8 @@ OPTIMIZERS = {
         "optimizer": "normalized_sgd", "schedule": "cosine", "learning_rate": 2e-3
     },
     "rmsprop": {
-        "optimizer": "rmsprop", "momentum": 0.0, "schedule": "cosine", "learning_rate": 3e-3
+        "optimizer": "rmsprop", "momentum": 0.0, "schedule": "cosine", "learning_rate": 3e-3,
+        "epochs": 1000,
     },
     "rmsprop momentum": {"optimizer": "rmsprop", "schedule": "cosine", "learning_rate": 1e-3},
     "adam": {"optimizer": "adam", "momentum": 0.0, "schedule": "cosine", "learning_rate": 0.03},
