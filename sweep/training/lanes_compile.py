@@ -64,11 +64,6 @@ class Compilation:
         """Whether nothing more can come."""
         return len(self.ready) + len(self.errors) == len(self._sources)
 
-    @property
-    def is_under_way(self) -> bool:
-        """Whether a compiler is at work."""
-        return self._process is not None
-
     def trace(self) -> None:
         """Finds out which programs these are, and takes over those that were compiled before."""
         if self.traced is not None:

@@ -120,15 +120,8 @@ class Stepper:
         return state
 
     def _run(self, state: State, chunk: Chunk) -> State:
-        # Threads of one operator wait for each other: a core that the compiler is at would stall
-        # the others at every one of a step's operators.
-        busy = self.compilation is not None and self.compilation.is_under_way
-        torch.set_num_threads(max(1, self._threads - busy))
-        try:
-            for inputs in chunk.inputs():
-                state = self.step(state, inputs, self.table)
-        finally:
-            torch.set_num_threads(self._threads)
+        for inputs in chunk.inputs():
+            state = self.step(state, inputs, self.table)
         return state
 
     def _run_compiled(self, state: State, chunk: Chunk) -> State:
