@@ -86,6 +86,10 @@ def test_an_index_that_says_nothing_is_made_anew(home, damage):
     assert again.libraries == first.libraries and compilation("a brief").libraries
 
 
+WHOLE_FOLDS = {
+    "cross_validation": {"kind": "column"},
+    "train": {**BASE["train"], "batch_size": "full"},
+}
 STUDIES = {
     "the same": {},
     "other clipping": {"train": {**BASE["train"], "clip_norm": {"choices": [None, 1.0]}}},
@@ -100,6 +104,8 @@ STUDIES = {
     "another score": {"score": "accuracy"},
     "other data": {"data": {"source": "python:toy_data:two_classes"}},
     "seven trials": {"trials": 7, "sampler": "random"},
+    "whole folds": {**WHOLE_FOLDS, "data": {"source": "python:toy_data:even_folds"}},
+    "other whole folds": {**WHOLE_FOLDS, "data": {"source": "python:toy_data:uneven_folds"}},
 }
 
 
@@ -110,7 +116,7 @@ def test_studies_of_one_brief_have_the_same_programs(home):
         model = LaneModel.build(exp, Member(0, 0, exp.spec.setting(PARAMS)))
         made = compilation(**study)
         made.trace()
-        said = brief(exp, model)
+        said = Program(exp, model, SLOTS).stepper.brief
         assert said is not None
         by_brief.setdefault(said, {})[name] = made.libraries
     for alike in by_brief.values():
@@ -131,8 +137,8 @@ def test_nobody_can_say_briefly_what_a_users_own_code_depends_on(study):
     model = LaneModel.build(exp, Member(0, 0, exp.spec.setting(PARAMS)))
     setting = spec.setting(PARAMS)
     own = replace(model, member=Member(0, 0, setting))
-    assert brief(replace(exp, spec=spec), own) is None
-    assert brief(exp, model) is not None
+    assert brief(replace(exp, spec=spec), own, 16) is None
+    assert brief(exp, model, 16) is not None
 
 
 def test_a_number_of_rows_that_enters_the_computation_is_not_taken_for_a_constant():

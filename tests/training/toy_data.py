@@ -35,6 +35,16 @@ def weighted():
     return {"X": x, "y": x[:, 0] + 0.3 * rng.normal(size=62), "weights": rng.uniform(0.1, 3, 62)}
 
 
+def even_folds():
+    x, y = three_classes()
+    return {"X": x, "y": y, "folds": np.arange(62) % 2}
+
+
+def uneven_folds():
+    x, y = three_classes()
+    return {"X": x, "y": y, "folds": (np.arange(62) % 4 > 0).astype(int)}
+
+
 def images():
     rng = np.random.default_rng(1)
     x = rng.normal(size=(48, 1, 6, 6))
