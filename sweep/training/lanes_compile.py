@@ -14,11 +14,14 @@ import hashlib
 import json
 import os
 import pickle
+import shutil
 import stat
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -33,6 +36,8 @@ TRACE_WORTH_SECONDS = 2.0
 POLL_SECONDS = 0.1
 KEPT = 200
 """Compiled programs on disk, the least recently used of which go first."""
+LEFT_SECONDS = 86_400.0
+"""After so long nobody is at work on a file any more."""
 
 
 class Compilation:
@@ -50,7 +55,11 @@ class Compilation:
         self.libraries: dict[str, Path] = {}
         self._sources = sources
         self._process: subprocess.Popen[bytes] | None = None
-        self._directory = cache_directory()
+        try:
+            self._directory = cache_directory()
+        except OSError as error:
+            self._fail(error)
+            return
         self._about = (torch.__version__, torch.backends.cpu.get_cpu_capability())
         self._index: Path | None = None
         if brief is not None:
@@ -66,7 +75,7 @@ class Compilation:
 
     def trace(self) -> None:
         """Finds out which programs these are, and takes over those that were compiled before."""
-        if self.traced is not None:
+        if self.traced is not None or self.is_complete:
             return
         self.traced = {}
         for name, source in self._sources.items():
@@ -85,18 +94,25 @@ class Compilation:
     def start(self) -> None:
         """Starts compiling what is not there, unless that is under way."""
         self.trace()
-        assert self.traced is not None
-        missing = [n for n in self.traced if n not in self.ready and n not in self.errors]
-        if not missing or self._process is not None:
+        if self._process is not None or self.is_complete:
             return
+        try:
+            self._start()
+        except OSError as error:
+            # The disk is full, or somebody has removed the cache.
+            self._fail(error)
+
+    def _start(self) -> None:
+        assert self.traced is not None
+        jobs = [
+            {**traced._asdict(), "library": str(self.libraries[name])}
+            for name, traced in self.traced.items()
+            if name not in self.ready
+        ]
         with tempfile.NamedTemporaryFile(
             dir=self._directory, suffix=".job", delete=False
         ) as source:
             self._source = Path(source.name)
-            jobs = [
-                {**self.traced[name]._asdict(), "library": str(self.libraries[name])}
-                for name in missing
-            ]
             pickle.dump(jobs, source)
         self._log = self._source.with_suffix(".log")
         # -P: beside the script lie modules whose names others also use.
@@ -111,6 +127,12 @@ class Compilation:
             )
         atexit.register(self.close)
 
+    def _fail(self, error: OSError) -> None:
+        """Nothing that is not there will be."""
+        for name in self._sources:
+            if name not in self.ready:
+                self.errors.setdefault(name, _in_a_line(error))
+
     def poll(self) -> None:
         """Takes over what has been compiled meanwhile."""
         if self._process is None:
@@ -120,7 +142,9 @@ class Compilation:
         if code is None:
             return
         self._process = None
-        lines = self._log.read_text(errors="replace").strip().splitlines()
+        lines: list[str] = []
+        with contextlib.suppress(OSError):
+            lines = self._log.read_text(errors="replace").strip().splitlines()
         self._clean_up()
         said = next((line for line in reversed(lines) if line and line[0] != " "), "")
         for name in self.libraries:
@@ -166,11 +190,24 @@ class Compilation:
                 continue
             with contextlib.suppress(OSError):
                 os.utime(library)
-                for suffix in ("so", "json"):
-                    files = self._directory.glob(f"*.{suffix}")
-                    newest = sorted(files, key=lambda p: -p.stat().st_mtime)
-                    for old in newest[KEPT:]:
-                        old.unlink(missing_ok=True)
+                _tidy(self._directory)
+
+
+def _tidy(directory: Path) -> None:
+    """Removes what was not used for long, the compiler's own files, and what killed ones left."""
+    for suffix in ("so", "json"):
+        files = directory.glob(f"*.{suffix}")
+        newest = sorted(files, key=lambda p: -p.stat().st_mtime)
+        for old in newest[KEPT:]:
+            old.unlink(missing_ok=True)
+    now = time.time()
+    # Shorter names under `inductor` are of what it has found out about the C++ compiler.
+    for left in [*directory.glob("tmp*"), *directory.glob("inductor/c???????*")]:
+        if now - left.stat().st_mtime > LEFT_SECONDS:
+            if left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
 
 
 def _write(path: Path, text: str) -> None:
@@ -193,7 +230,15 @@ def cache_directory() -> Path:
             return path
     except OSError:
         pass
-    return Path(tempfile.mkdtemp(prefix="sweep-steps-"))
+    return _own_directory()
+
+
+@cache
+def _own_directory() -> Path:
+    """One that lasts as long as this process."""
+    path = Path(tempfile.mkdtemp(prefix="sweep-steps-"))
+    atexit.register(shutil.rmtree, path, ignore_errors=True)
+    return path
 
 
 def _in_a_line(error: BaseException) -> str:

@@ -1,7 +1,13 @@
 """Compiled programs: what they compute, where they are kept, how they are found again."""
 
 import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +15,13 @@ import torch
 
 from sweep.spec import load_spec
 from sweep.training.lanes_brief import brief
-from sweep.training.lanes_compile import Compilation, cache_directory
+from sweep.training.lanes_compile import (
+    LEFT_SECONDS,
+    Compilation,
+    _own_directory,
+    _tidy,
+    cache_directory,
+)
 from sweep.training.lanes_member import LaneModel
 from sweep.training.lanes_program import Program
 from sweep.training.lanes_step import StepInputs
@@ -219,7 +231,60 @@ def test_no_code_is_loaded_from_where_others_may_write(home, mode):
     os.chmod(path, mode)
     other = cache_directory()
     assert other != path and other.stat().st_mode & 0o077 == 0
-    other.rmdir()
+    assert other == cache_directory()
+
+
+def test_a_cache_of_ones_own_goes_with_the_process(tmp_path):
+    (tmp_path / "sweep").write_text("no directory")
+    script = "from sweep.training.lanes_compile import cache_directory; print(cache_directory())"
+    env = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    found = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True)
+    assert "sweep-steps-" in found.stdout, found.stderr
+    assert not Path(found.stdout.strip()).exists()
+
+
+def test_a_cache_that_vanishes_stops_compiling_and_nothing_else(home):
+    """Neither before the compiler starts nor while it works; a full disk is the like."""
+    gone = compilation()
+    gone.trace()
+    shutil.rmtree(home / "sweep")
+    gone.start()
+    assert gone.errors.keys() == {STEP, "scoring"} and "No such file" in gone.errors[STEP]
+    working = compilation()
+    working.start()
+    shutil.rmtree(home / "sweep")
+    working._process.kill()
+    working.wait(STEP)
+    assert working.errors.keys() == {STEP, "scoring"} and working.is_complete
+
+
+def test_where_nothing_can_be_written_nothing_is_compiled(tmp_path, monkeypatch):
+    (tmp_path / "sweep").write_text("no directory")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    _own_directory.cache_clear()
+    found = compilation("a brief")
+    found.start()
+    assert found.errors.keys() == {STEP, "scoring"} and found.is_complete
+
+
+def test_what_a_killed_compiler_left_does_not_stay_for_ever(home):
+    steps = cache_directory()
+    kept, inductor = [], steps / "inductor"
+    for age, names in ((0, kept), (2 * LEFT_SECONDS, [])):
+        folder = inductor / f"c{age:.0f}-of-a-program"
+        names += [steps / f"tmp{age:.0f}.job", steps / f"tmp{age:.0f}.job.0.pt2", folder]
+        folder.mkdir(parents=True)
+        for file in names[:2]:
+            file.touch()
+        for path in names:
+            os.utime(path, (time.time() - age,) * 2)
+    for name in ("a.so", "a.json", "inductor/3g"):
+        (steps / name).touch()
+        os.utime(steps / name, (0, 0))
+        kept.append(steps / name)
+    _tidy(steps)
+    assert {*steps.iterdir(), *inductor.iterdir()} == {*kept, inductor}
 
 
 def test_a_convolution_of_many_models_is_not_compiled_for_one_number_of_them(home):
