@@ -14,18 +14,15 @@ import hashlib
 import json
 import os
 import pickle
-import shutil
-import stat
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Mapping
-from functools import cache
 from pathlib import Path
 
 import torch
 
+from sweep.training.lanes_cache import cache_directory, processor, tidy, write
 from sweep.training.lanes_library import CompiledProgram
 from sweep.training.lanes_trace import Traced, fingerprint
 
@@ -34,10 +31,6 @@ WORTH_SECONDS = 15.0
 TRACE_WORTH_SECONDS = 2.0
 """Eager training left that makes it worth while to look whether the step was compiled before."""
 POLL_SECONDS = 0.1
-KEPT = 200
-"""Compiled programs on disk, the least recently used of which go first."""
-LEFT_SECONDS = 86_400.0
-"""After so long nobody is at work on a file any more."""
 
 
 class Compilation:
@@ -60,7 +53,7 @@ class Compilation:
         except OSError as error:
             self._fail(error)
             return
-        self._about = (torch.__version__, torch.backends.cpu.get_cpu_capability())
+        self._about = (torch.__version__, torch.backends.cpu.get_cpu_capability(), processor())
         self._index: Path | None = None
         if brief is not None:
             name = hashlib.sha256(repr((brief, self._about)).encode()).hexdigest()[:32]
@@ -88,7 +81,7 @@ class Compilation:
             self.libraries[name] = self._directory / f"{fingerprint(traced, self._about)}.so"
         if self._index is not None and not self.errors:
             found = {name: library.name for name, library in self.libraries.items()}
-            _write(self._index, json.dumps(found))
+            write(self._index, json.dumps(found))
         self._load()
 
     def start(self) -> None:
@@ -190,55 +183,7 @@ class Compilation:
                 continue
             with contextlib.suppress(OSError):
                 os.utime(library)
-                _tidy(self._directory)
-
-
-def _tidy(directory: Path) -> None:
-    """Removes what was not used for long, the compiler's own files, and what killed ones left."""
-    for suffix in ("so", "json"):
-        files = directory.glob(f"*.{suffix}")
-        newest = sorted(files, key=lambda p: -p.stat().st_mtime)
-        for old in newest[KEPT:]:
-            old.unlink(missing_ok=True)
-    now = time.time()
-    # Shorter names under `inductor` are of what it has found out about the C++ compiler.
-    for left in [*directory.glob("tmp*"), *directory.glob("inductor/c???????*")]:
-        if now - left.stat().st_mtime > LEFT_SECONDS:
-            if left.is_dir():
-                shutil.rmtree(left, ignore_errors=True)
-            else:
-                left.unlink(missing_ok=True)
-
-
-def _write(path: Path, text: str) -> None:
-    """All of the text or nothing, whoever else writes it."""
-    with contextlib.suppress(OSError):
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-            file.write(text)
-        os.replace(file.name, path)
-
-
-def cache_directory() -> Path:
-    """Where compiled steps lie: code that will be run, so nobody else may write there."""
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    path = Path(home) / "sweep" / "steps"
-    try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        about = path.stat()
-        safe = about.st_uid == os.getuid() and not about.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-        if safe and os.access(path, os.W_OK):
-            return path
-    except OSError:
-        pass
-    return _own_directory()
-
-
-@cache
-def _own_directory() -> Path:
-    """One that lasts as long as this process."""
-    path = Path(tempfile.mkdtemp(prefix="sweep-steps-"))
-    atexit.register(shutil.rmtree, path, ignore_errors=True)
-    return path
+                tidy(self._directory)
 
 
 def _in_a_line(error: BaseException) -> str:

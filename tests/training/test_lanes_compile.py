@@ -14,14 +14,10 @@ import pytest
 import torch
 
 from sweep.spec import load_spec
+from sweep.training import lanes_compile
 from sweep.training.lanes_brief import brief
-from sweep.training.lanes_compile import (
-    LEFT_SECONDS,
-    Compilation,
-    _own_directory,
-    _tidy,
-    cache_directory,
-)
+from sweep.training.lanes_cache import LEFT_SECONDS, _own_directory, cache_directory, tidy
+from sweep.training.lanes_compile import Compilation
 from sweep.training.lanes_member import LaneModel
 from sweep.training.lanes_program import Program
 from sweep.training.lanes_step import StepInputs
@@ -234,9 +230,20 @@ def test_no_code_is_loaded_from_where_others_may_write(home, mode):
     assert other == cache_directory()
 
 
+def test_what_was_compiled_for_another_processor_is_not_taken(home, monkeypatch):
+    """The home directory may be on many machines, and code for one ends another with SIGILL."""
+    first = compilation("a brief")
+    first.trace()
+    monkeypatch.setattr(lanes_compile, "processor", lambda: "an older one")
+    other = compilation("a brief")
+    assert not other.libraries
+    other.trace()
+    assert not {*other.libraries.values()} & {*first.libraries.values()}
+
+
 def test_a_cache_of_ones_own_goes_with_the_process(tmp_path):
     (tmp_path / "sweep").write_text("no directory")
-    script = "from sweep.training.lanes_compile import cache_directory; print(cache_directory())"
+    script = "from sweep.training.lanes_cache import cache_directory; print(cache_directory())"
     env = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
     found = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True)
     assert "sweep-steps-" in found.stdout, found.stderr
@@ -283,7 +290,7 @@ def test_what_a_killed_compiler_left_does_not_stay_for_ever(home):
         (steps / name).touch()
         os.utime(steps / name, (0, 0))
         kept.append(steps / name)
-    _tidy(steps)
+    tidy(steps)
     assert {*steps.iterdir(), *inductor.iterdir()} == {*kept, inductor}
 
 
