@@ -178,7 +178,7 @@ class Compilation:
             try:
                 self.ready[name] = CompiledProgram(library, torch.get_num_threads())
             except Exception:
-                # Written by another build of torch, or cut short by a full disk.
+                # Written by another build of torch, or cut short when the power failed.
                 library.unlink(missing_ok=True)
                 continue
             with contextlib.suppress(OSError):

@@ -1,5 +1,6 @@
 """Compiled programs: what they compute, where they are kept, how they are found again."""
 
+import _ctypes
 import os
 import shutil
 import subprocess
@@ -18,6 +19,7 @@ from sweep.training import lanes_compile
 from sweep.training.lanes_brief import brief
 from sweep.training.lanes_cache import LEFT_SECONDS, _own_directory, cache_directory, tidy
 from sweep.training.lanes_compile import Compilation
+from sweep.training.lanes_library import CompiledProgram
 from sweep.training.lanes_member import LaneModel
 from sweep.training.lanes_program import Program
 from sweep.training.lanes_step import StepInputs
@@ -71,6 +73,20 @@ def test_a_file_that_is_no_library_is_thrown_away_and_nothing_else_happens(home)
     again.trace()
     assert again.libraries == first.libraries and not library.exists()
     assert not again.errors and not again.ready
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ELF files are Linux's")
+def test_a_library_that_is_cut_short_is_not_loaded(tmp_path):
+    """The system may end a process that does (SIGBUS), at every start anew."""
+    whole = Path(_ctypes.__file__)
+    for length in (whole.stat().st_size - 1, 1000, 63, 4, 0):
+        part = tmp_path / f"{length}.so"
+        part.write_bytes(whole.read_bytes()[:length])
+        with pytest.raises(OSError):
+            CompiledProgram(part, 1)
+    # That can be loaded, and lacks what a compiled program has.
+    with pytest.raises(AttributeError):
+        CompiledProgram(whole, 1)
 
 
 def test_what_was_compiled_is_found_by_its_brief_without_tracing(home):
