@@ -70,6 +70,16 @@ class Residual(nn.Module):
         return self.head(self.inner(x) + self.skip(x))
 
 
+class LooksAtDataOnceTrained(nn.Module):
+    def __init__(self, n_features: int, n_outputs: int):
+        super().__init__()
+        self.head = nn.Linear(n_features, n_outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.head(x)
+        return y if self.training or bool(y.detach().isfinite().all()) else y + 1
+
+
 class LooksAtData(Residual):
     """Cannot be batched: what it computes depends on a number it reads out."""
 
