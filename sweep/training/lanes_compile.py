@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import tempfile
@@ -116,6 +117,8 @@ class Compilation:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=log,
+                # Its own, so that the C++ compiler it has started can be ended with it.
+                process_group=0,
                 env={**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(self._directory / "inductor")},
             )
         atexit.register(self.close)
@@ -154,7 +157,8 @@ class Compilation:
     def close(self) -> None:
         """Ends a compiler that is still at work."""
         if self._process is not None:
-            self._process.kill()
+            if self._process.poll() is None:
+                os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
             self._process = None
             self._clean_up()

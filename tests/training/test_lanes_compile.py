@@ -1,6 +1,7 @@
 """Compiled programs: what they compute, where they are kept, how they are found again."""
 
 import _ctypes
+import contextlib
 import os
 import shutil
 import subprocess
@@ -279,6 +280,29 @@ def test_a_cache_that_vanishes_stops_compiling_and_nothing_else(home):
     working._process.kill()
     working.wait(STEP)
     assert working.errors.keys() == {STEP, "scoring"} and working.is_complete
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_a_compiler_ends_with_all_that_it_has_started(home):
+    def members(group):
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError):
+                state, _, of = stat.read_text().rpartition(") ")[2].split()[:3]
+                if int(of) == group and state != "Z":
+                    yield stat
+
+    working = compilation()
+    working.start()
+    group, until = working._process.pid, time.monotonic() + 60
+    assert os.getpgid(group) == group
+    while len(list(members(group))) < 2 and not working.is_complete:
+        assert time.monotonic() < until
+        time.sleep(0.05)
+        working.poll()
+    working.close()
+    while list(members(group)):
+        assert time.monotonic() < until
+        time.sleep(0.05)
 
 
 def test_where_nothing_can_be_written_nothing_is_compiled(tmp_path, monkeypatch):
