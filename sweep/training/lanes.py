@@ -170,11 +170,16 @@ class LanesEngine:
         if was_memory:
             self._make_do(key, program)
             return []
+        self.hand_over(program, why)
+        return []
+
+    def hand_over(self, program: Program, why: str) -> None:
+        """The members of a program that proves not to be batched train one by one from now on."""
+        key = next(key for key, known in self._programs.items() if known is program)
         self._give_up(key, why)
         self._programs.pop(key).stepper.close()
         for model in self._models.pop(key).values():
             self.reference.add(model.member)
-        return []
 
     def _program(self, model: LaneModel, slots: int) -> Program:
         try:

@@ -19,11 +19,12 @@ _NOT_IN_CODE = {"study", "trials", "concurrency", "enqueue", "sampler", "pruner"
 """Keys of a study file that no step of training looks at."""
 
 
-def brief(experiment: Experiment, model: LaneModel) -> str | None:
+def brief(experiment: Experiment, model: LaneModel, batch: int) -> str | None:
     """Equal only for members whose step and scoring trace to the same graphs.
 
     It holds this project's own code, the study file, the program's key, and the forms of the
-    data. None where a user's code takes part: nobody knows what that depends on.
+    data and of its batches: a batch of the whole fold has as many rows as the data's folds say.
+    None where a user's code takes part: nobody knows what that depends on.
     """
     problem, spec = experiment.problem, experiment.spec
     file = spec.model_dump(mode="json", by_alias=True, exclude=_NOT_IN_CODE)
@@ -44,7 +45,7 @@ def brief(experiment: Experiment, model: LaneModel) -> str | None:
         problem.columns_of_features,
         experiment.score.name,
     )
-    return repr((own_code(), text, model.program_key, model.penalized, forms, about))
+    return repr((own_code(), text, model.program_key, model.penalized, batch, forms, about))
 
 
 @cache

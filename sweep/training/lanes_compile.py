@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import pickle
-import stat
+import signal
 import subprocess
 import sys
 import tempfile
@@ -23,6 +23,7 @@ from pathlib import Path
 
 import torch
 
+from sweep.training.lanes_cache import cache_directory, processor, tidy, write
 from sweep.training.lanes_library import CompiledProgram
 from sweep.training.lanes_trace import Traced, fingerprint
 
@@ -31,8 +32,6 @@ WORTH_SECONDS = 15.0
 TRACE_WORTH_SECONDS = 2.0
 """Eager training left that makes it worth while to look whether the step was compiled before."""
 POLL_SECONDS = 0.1
-KEPT = 200
-"""Compiled programs on disk, the least recently used of which go first."""
 
 
 class Compilation:
@@ -50,8 +49,12 @@ class Compilation:
         self.libraries: dict[str, Path] = {}
         self._sources = sources
         self._process: subprocess.Popen[bytes] | None = None
-        self._directory = cache_directory()
-        self._about = (torch.__version__, torch.backends.cpu.get_cpu_capability())
+        try:
+            self._directory = cache_directory()
+        except OSError as error:
+            self._fail(error)
+            return
+        self._about = (torch.__version__, torch.backends.cpu.get_cpu_capability(), processor())
         self._index: Path | None = None
         if brief is not None:
             name = hashlib.sha256(repr((brief, self._about)).encode()).hexdigest()[:32]
@@ -66,7 +69,7 @@ class Compilation:
 
     def trace(self) -> None:
         """Finds out which programs these are, and takes over those that were compiled before."""
-        if self.traced is not None:
+        if self.traced is not None or self.is_complete:
             return
         self.traced = {}
         for name, source in self._sources.items():
@@ -79,24 +82,31 @@ class Compilation:
             self.libraries[name] = self._directory / f"{fingerprint(traced, self._about)}.so"
         if self._index is not None and not self.errors:
             found = {name: library.name for name, library in self.libraries.items()}
-            _write(self._index, json.dumps(found))
+            write(self._index, json.dumps(found))
         self._load()
 
     def start(self) -> None:
         """Starts compiling what is not there, unless that is under way."""
         self.trace()
-        assert self.traced is not None
-        missing = [n for n in self.traced if n not in self.ready and n not in self.errors]
-        if not missing or self._process is not None:
+        if self._process is not None or self.is_complete:
             return
+        try:
+            self._start()
+        except OSError as error:
+            # The disk is full, or somebody has removed the cache.
+            self._fail(error)
+
+    def _start(self) -> None:
+        assert self.traced is not None
+        jobs = [
+            {**traced._asdict(), "library": str(self.libraries[name])}
+            for name, traced in self.traced.items()
+            if name not in self.ready
+        ]
         with tempfile.NamedTemporaryFile(
             dir=self._directory, suffix=".job", delete=False
         ) as source:
             self._source = Path(source.name)
-            jobs = [
-                {**self.traced[name]._asdict(), "library": str(self.libraries[name])}
-                for name in missing
-            ]
             pickle.dump(jobs, source)
         self._log = self._source.with_suffix(".log")
         # -P: beside the script lie modules whose names others also use.
@@ -107,9 +117,17 @@ class Compilation:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=log,
+                # Its own, so that the C++ compiler it has started can be ended with it.
+                process_group=0,
                 env={**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(self._directory / "inductor")},
             )
         atexit.register(self.close)
+
+    def _fail(self, error: OSError) -> None:
+        """Nothing that is not there will be."""
+        for name in self._sources:
+            if name not in self.ready:
+                self.errors.setdefault(name, _in_a_line(error))
 
     def poll(self) -> None:
         """Takes over what has been compiled meanwhile."""
@@ -120,7 +138,9 @@ class Compilation:
         if code is None:
             return
         self._process = None
-        lines = self._log.read_text(errors="replace").strip().splitlines()
+        lines: list[str] = []
+        with contextlib.suppress(OSError):
+            lines = self._log.read_text(errors="replace").strip().splitlines()
         self._clean_up()
         said = next((line for line in reversed(lines) if line and line[0] != " "), "")
         for name in self.libraries:
@@ -137,7 +157,8 @@ class Compilation:
     def close(self) -> None:
         """Ends a compiler that is still at work."""
         if self._process is not None:
-            self._process.kill()
+            if self._process.poll() is None:
+                os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
             self._process = None
             self._clean_up()
@@ -161,39 +182,12 @@ class Compilation:
             try:
                 self.ready[name] = CompiledProgram(library, torch.get_num_threads())
             except Exception:
-                # Written by another build of torch, or cut short by a full disk.
+                # Written by another build of torch, or cut short when the power failed.
                 library.unlink(missing_ok=True)
                 continue
             with contextlib.suppress(OSError):
                 os.utime(library)
-                for suffix in ("so", "json"):
-                    files = self._directory.glob(f"*.{suffix}")
-                    newest = sorted(files, key=lambda p: -p.stat().st_mtime)
-                    for old in newest[KEPT:]:
-                        old.unlink(missing_ok=True)
-
-
-def _write(path: Path, text: str) -> None:
-    """All of the text or nothing, whoever else writes it."""
-    with contextlib.suppress(OSError):
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-            file.write(text)
-        os.replace(file.name, path)
-
-
-def cache_directory() -> Path:
-    """Where compiled steps lie: code that will be run, so nobody else may write there."""
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    path = Path(home) / "sweep" / "steps"
-    try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        about = path.stat()
-        safe = about.st_uid == os.getuid() and not about.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-        if safe and os.access(path, os.W_OK):
-            return path
-    except OSError:
-        pass
-    return Path(tempfile.mkdtemp(prefix="sweep-steps-"))
+                tidy(self._directory)
 
 
 def _in_a_line(error: BaseException) -> str:

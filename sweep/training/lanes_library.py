@@ -8,6 +8,7 @@ compute as there are cores, and the sampler and the database go on meanwhile.
 from __future__ import annotations
 
 import ctypes
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,6 +25,8 @@ class CompiledProgram:
     """
 
     def __init__(self, library: Path, threads: int) -> None:
+        if not _is_whole(library):
+            raise OSError(f"{library} is cut short")
         code = ctypes.CDLL(str(library))
         create = code.AOTInductorModelContainerCreateWithDevice
         create.argtypes = [ctypes.POINTER(Pointer), ctypes.c_size_t, ctypes.c_char_p, Pointer]
@@ -56,3 +59,21 @@ class CompiledProgram:
         if failed:
             raise RuntimeError("the compiled program failed")
         self._delete(returned[0])
+
+
+def _is_whole(library: Path) -> bool:
+    """Whether an ELF file is as long as it says: the system ends a process that loads a part of
+    one. A file ends with its section headers: where they begin is in bytes 40 to 47, how large
+    and how many they are in bytes 58 to 61.
+    """
+    with library.open("rb") as file:
+        header = file.read(64)
+    if header[:4] != b"\x7fELF":
+        # On some systems libraries are of another kind.
+        return True
+    if len(header) < 64:
+        return False
+    (begin,) = struct.unpack_from("<Q", header, 40)
+    size, count = struct.unpack_from("<HH", header, 58)
+    end: int = begin + size * count
+    return library.stat().st_size >= end

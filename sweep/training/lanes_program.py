@@ -66,13 +66,14 @@ class Program:
         # What every member starts with, whatever its setting.
         self.moments = new_moments(parameters, self.optimizer, step.clips)
         self.watch = new_watch(len(parameters), experiment.dtype)
-        table = FoldTable.of(experiment)
-        self.stepper = Stepper(step, table, compile_when, brief(experiment, model))
-        self.evaluation = Evaluation(experiment, model.module, table, self.stepper.pool)
         rows = max(len(fold.train) for fold in experiment.problem.folds)
         self.batch = min(setting.batch_size or rows, rows)
         if model.rows_interact:
             self.batch = model.plan.batch
+        table = FoldTable.of(experiment)
+        said = brief(experiment, model, self.batch)
+        self.stepper = Stepper(step, table, compile_when, said)
+        self.evaluation = Evaluation(experiment, model.module, table, self.stepper.pool)
         self.orders = BatchOrders(experiment, self.batch)
         self.state: State | None = None
         self.sources: dict[str, Callable[[], Traced]] | None = None

@@ -20,6 +20,7 @@ from sweep.training.lanes_stepper import STEP
 from sweep.training.member import Done, Epoch, Event, Member, make_plan
 from sweep.training.pool import GLANCE_SECONDS, START_SECONDS, ReferencePool, is_worth
 from sweep.training.reference import predict
+from sweep.training.unbatchable import explain
 
 MEASURED_SECONDS = 1.5
 """Trained for so long, all programs together, beside what is not timed."""
@@ -176,6 +177,7 @@ def _train(engine: LanesEngine, timed: list[_Timed]) -> list[_Timed]:
         events = engine.advance()
         seconds = time.perf_counter() - start
         spent += seconds
+        timed = [one for one in timed if one.program in engine.programs]
         for one in timed:
             trained, was_traced = before[id(one)]
             if _was_traced(one) and not was_traced:
@@ -185,7 +187,11 @@ def _train(engine: LanesEngine, timed: list[_Timed]) -> list[_Timed]:
                 if _is_compiled(one):
                     one.forget()
             elif one.program.trained > trained:
-                one.take(seconds, one.program.trained - trained, events)
+                try:
+                    one.take(seconds, one.program.trained - trained, events)
+                except (Exception, SystemExit) as error:
+                    # A run meets it at the end of an epoch: its scores cannot be batched.
+                    engine.hand_over(one.program, explain(error))
 
 
 def _was_traced(one: _Timed) -> bool:

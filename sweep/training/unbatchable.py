@@ -11,6 +11,7 @@ MOST_LETTERS = 70
 _HOUSES = tuple(str(Path(p).resolve().parent) for p in (torch.__file__, Path(__file__).parent))
 _READS = ".item()"
 _WORDS = {
+    "data-dependent control flow": "model branches on the data",
     "dynamic shape": "the size of what the model computes depends on the data",
     "doesn't have storage": "model leaves torch",
     "autograd.Function": "model has an operator that cannot be batched",

@@ -59,6 +59,14 @@ def test_a_model_that_cannot_be_batched_is_timed_as_it_will_train():
     assert little.step and much.training > 10 * little.training
 
 
+def test_a_model_whose_scores_cannot_be_batched_is_timed_as_it_will_train():
+    """Its steps can: a run meets that at the end of the first epoch."""
+    study = merge(STUDY, model={"kind": "python:toy_data:LooksAtDataOnceTrained"})
+    found = time_of(study, 5)
+    assert found.engine == "reference, one model at a time: model branches on the data"
+    assert found.step
+
+
 def test_what_fails_at_once_is_not_timed():
     found = time_of(merge(STUDY, model={"kind": "python:toy_data:Leaves"}))
     assert found.training is None and found.seconds is None

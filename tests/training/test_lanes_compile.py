@@ -1,15 +1,26 @@
 """Compiled programs: what they compute, where they are kept, how they are found again."""
 
+import _ctypes
+import contextlib
 import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from sweep.spec import load_spec
+from sweep.training import lanes_compile
 from sweep.training.lanes_brief import brief
-from sweep.training.lanes_compile import Compilation, cache_directory
+from sweep.training.lanes_cache import LEFT_SECONDS, _own_directory, cache_directory, tidy
+from sweep.training.lanes_compile import Compilation
+from sweep.training.lanes_library import CompiledProgram
 from sweep.training.lanes_member import LaneModel
 from sweep.training.lanes_program import Program
 from sweep.training.lanes_step import StepInputs
@@ -65,6 +76,20 @@ def test_a_file_that_is_no_library_is_thrown_away_and_nothing_else_happens(home)
     assert not again.errors and not again.ready
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="ELF files are Linux's")
+def test_a_library_that_is_cut_short_is_not_loaded(tmp_path):
+    """The system may end a process that does (SIGBUS), at every start anew."""
+    whole = Path(_ctypes.__file__)
+    for length in (whole.stat().st_size - 1, 1000, 63, 4, 0):
+        part = tmp_path / f"{length}.so"
+        part.write_bytes(whole.read_bytes()[:length])
+        with pytest.raises(OSError):
+            CompiledProgram(part, 1)
+    # That can be loaded, and lacks what a compiled program has.
+    with pytest.raises(AttributeError):
+        CompiledProgram(whole, 1)
+
+
 def test_what_was_compiled_is_found_by_its_brief_without_tracing(home):
     first = compilation("a brief")
     assert not first.libraries
@@ -86,6 +111,10 @@ def test_an_index_that_says_nothing_is_made_anew(home, damage):
     assert again.libraries == first.libraries and compilation("a brief").libraries
 
 
+WHOLE_FOLDS = {
+    "cross_validation": {"kind": "column"},
+    "train": {**BASE["train"], "batch_size": "full"},
+}
 STUDIES = {
     "the same": {},
     "other clipping": {"train": {**BASE["train"], "clip_norm": {"choices": [None, 1.0]}}},
@@ -100,6 +129,8 @@ STUDIES = {
     "another score": {"score": "accuracy"},
     "other data": {"data": {"source": "python:toy_data:two_classes"}},
     "seven trials": {"trials": 7, "sampler": "random"},
+    "whole folds": {**WHOLE_FOLDS, "data": {"source": "python:toy_data:even_folds"}},
+    "other whole folds": {**WHOLE_FOLDS, "data": {"source": "python:toy_data:uneven_folds"}},
 }
 
 
@@ -110,7 +141,7 @@ def test_studies_of_one_brief_have_the_same_programs(home):
         model = LaneModel.build(exp, Member(0, 0, exp.spec.setting(PARAMS)))
         made = compilation(**study)
         made.trace()
-        said = brief(exp, model)
+        said = Program(exp, model, SLOTS).stepper.brief
         assert said is not None
         by_brief.setdefault(said, {})[name] = made.libraries
     for alike in by_brief.values():
@@ -131,8 +162,8 @@ def test_nobody_can_say_briefly_what_a_users_own_code_depends_on(study):
     model = LaneModel.build(exp, Member(0, 0, exp.spec.setting(PARAMS)))
     setting = spec.setting(PARAMS)
     own = replace(model, member=Member(0, 0, setting))
-    assert brief(replace(exp, spec=spec), own) is None
-    assert brief(exp, model) is not None
+    assert brief(replace(exp, spec=spec), own, 16) is None
+    assert brief(exp, model, 16) is not None
 
 
 def test_a_number_of_rows_that_enters_the_computation_is_not_taken_for_a_constant():
@@ -215,7 +246,94 @@ def test_no_code_is_loaded_from_where_others_may_write(home, mode):
     os.chmod(path, mode)
     other = cache_directory()
     assert other != path and other.stat().st_mode & 0o077 == 0
-    other.rmdir()
+    assert other == cache_directory()
+
+
+def test_what_was_compiled_for_another_processor_is_not_taken(home, monkeypatch):
+    """The home directory may be on many machines, and code for one ends another with SIGILL."""
+    first = compilation("a brief")
+    first.trace()
+    monkeypatch.setattr(lanes_compile, "processor", lambda: "an older one")
+    other = compilation("a brief")
+    assert not other.libraries
+    other.trace()
+    assert not {*other.libraries.values()} & {*first.libraries.values()}
+
+
+def test_a_cache_of_ones_own_goes_with_the_process(tmp_path):
+    (tmp_path / "sweep").write_text("no directory")
+    script = "from sweep.training.lanes_cache import cache_directory; print(cache_directory())"
+    env = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    found = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True)
+    assert "sweep-steps-" in found.stdout, found.stderr
+    assert not Path(found.stdout.strip()).exists()
+
+
+def test_a_cache_that_vanishes_stops_compiling_and_nothing_else(home):
+    """Neither before the compiler starts nor while it works; a full disk is the like."""
+    gone = compilation()
+    gone.trace()
+    shutil.rmtree(home / "sweep")
+    gone.start()
+    assert gone.errors.keys() == {STEP, "scoring"} and "No such file" in gone.errors[STEP]
+    working = compilation()
+    working.start()
+    shutil.rmtree(home / "sweep")
+    working._process.kill()
+    working.wait(STEP)
+    assert working.errors.keys() == {STEP, "scoring"} and working.is_complete
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_a_compiler_ends_with_all_that_it_has_started(home):
+    def members(group):
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError):
+                state, _, of = stat.read_text().rpartition(") ")[2].split()[:3]
+                if int(of) == group and state != "Z":
+                    yield stat
+
+    working = compilation()
+    working.start()
+    group, until = working._process.pid, time.monotonic() + 60
+    assert os.getpgid(group) == group
+    while len(list(members(group))) < 2 and not working.is_complete:
+        assert time.monotonic() < until
+        time.sleep(0.05)
+        working.poll()
+    working.close()
+    while list(members(group)):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def test_where_nothing_can_be_written_nothing_is_compiled(tmp_path, monkeypatch):
+    (tmp_path / "sweep").write_text("no directory")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    _own_directory.cache_clear()
+    found = compilation("a brief")
+    found.start()
+    assert found.errors.keys() == {STEP, "scoring"} and found.is_complete
+
+
+def test_what_a_killed_compiler_left_does_not_stay_for_ever(home):
+    steps = cache_directory()
+    kept, inductor = [], steps / "inductor"
+    for age, names in ((0, kept), (2 * LEFT_SECONDS, [])):
+        folder = inductor / f"c{age:.0f}-of-a-program"
+        names += [steps / f"tmp{age:.0f}.job", steps / f"tmp{age:.0f}.job.0.pt2", folder]
+        folder.mkdir(parents=True)
+        for file in names[:2]:
+            file.touch()
+        for path in names:
+            os.utime(path, (time.time() - age,) * 2)
+    for name in ("a.so", "a.json", "inductor/3g"):
+        (steps / name).touch()
+        os.utime(steps / name, (0, 0))
+        kept.append(steps / name)
+    tidy(steps)
+    assert {*steps.iterdir(), *inductor.iterdir()} == {*kept, inductor}
 
 
 def test_a_convolution_of_many_models_is_not_compiled_for_one_number_of_them(home):

@@ -1,0 +1,80 @@
+"""Where compiled programs are kept between runs: for this user, on machines like this one."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import platform
+import shutil
+import stat
+import tempfile
+import time
+from functools import cache
+from pathlib import Path
+
+KEPT = 200
+"""Compiled programs on disk, the least recently used of which go first."""
+LEFT_SECONDS = 86_400.0
+"""After so long nobody is at work on a file any more."""
+
+
+def cache_directory() -> Path:
+    """Where compiled steps lie: code that will be run, so nobody else may write there."""
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    path = Path(home) / "sweep" / "steps"
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        about = path.stat()
+        safe = about.st_uid == os.getuid() and not about.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+        if safe and os.access(path, os.W_OK):
+            return path
+    except OSError:
+        pass
+    return _own_directory()
+
+
+@cache
+def _own_directory() -> Path:
+    """One that lasts as long as this process."""
+    path = Path(tempfile.mkdtemp(prefix="sweep-steps-"))
+    atexit.register(shutil.rmtree, path, ignore_errors=True)
+    return path
+
+
+@cache
+def processor() -> str:
+    """What this machine's processor can do, as far as the system tells: what is compiled for it
+    may use all of that, and a home directory may be shared with machines that lack some.
+    """
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() in ("flags", "Features"):
+                return value.strip()
+    return platform.processor()
+
+
+def tidy(directory: Path) -> None:
+    """Removes what was not used for long, the compiler's own files, and what killed ones left."""
+    for suffix in ("so", "json"):
+        files = directory.glob(f"*.{suffix}")
+        newest = sorted(files, key=lambda p: -p.stat().st_mtime)
+        for old in newest[KEPT:]:
+            old.unlink(missing_ok=True)
+    now = time.time()
+    # Shorter names under `inductor` are of what it has found out about the C++ compiler.
+    for left in [*directory.glob("tmp*"), *directory.glob("inductor/c???????*")]:
+        if now - left.stat().st_mtime > LEFT_SECONDS:
+            if left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
+
+
+def write(path: Path, text: str) -> None:
+    """All of the text or nothing, whoever else writes it."""
+    with contextlib.suppress(OSError):
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+            file.write(text)
+        os.replace(file.name, path)
