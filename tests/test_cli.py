@@ -224,6 +224,15 @@ def test_a_narrow_terminal_says_what_it_left_out(url) -> None:  # type: ignore[n
         assert any("Not shown for want of width" in line for line in lines) == (width == 80)
 
 
+def test_a_narrow_map_keeps_the_learning_rates_where_training_explodes(url) -> None:  # type: ignore[no-untyped-def]
+    words = [sys.executable, "-m", "sweep", "path", "digits", "--map"]
+    heads = []
+    for width in (200, 40):
+        lines = on_a_terminal(words, width, url)
+        heads.append(next(line.split() for line in lines if line.startswith("lambda ")))
+    assert len(heads[1]) < len(heads[0]) and heads[1][-1] == heads[0][-1]
+
+
 def on_a_terminal(command: list[str], width: int, url: str) -> list[str]:
     """What a command prints on a terminal of that width, without colours."""
     import fcntl

@@ -27,7 +27,9 @@ class Judge:
     def __init__(self, n_tensors: int, rules: DivergenceSpec, greatest: float) -> None:
         """`greatest`: the greatest number of the model's format; a norm above it overflows."""
         self.rules, self.greatest = rules, greatest
-        self.watch = new_watch(n_tensors, torch.float64)
+        # Of sizes that stay 0 nothing is said; a parameter that is not finite shows in the loss.
+        self.sizes = torch.zeros(n_tensors, dtype=torch.float64)
+        self.watch = new_watch(self.sizes)
         self.rows: deque[Row] = deque(maxlen=RECORD)
         self.step = 0
         self._calm: tuple[float, float] | None = None
@@ -45,8 +47,7 @@ class Judge:
             return False
         numbers = [torch.tensor(value, dtype=torch.float64) for value in (loss, total)]
         peaks = torch.tensor(list(norms), dtype=torch.float64)
-        finite = torch.tensor(True)  # A parameter that is not shows in the next loss.
-        self.watch = observe(self._current(), numbers[0], numbers[1], peaks, finite, self.rules)
+        self.watch = observe(self._current(), numbers[0], numbers[1], peaks, self.sizes, self.rules)
         self.step, self._peaks = int(self.watch.step), self.watch.peaks.tolist()
         self._calm = calm_limits(self.watch, self.rules)
         return bool(self.watch.code)

@@ -20,6 +20,9 @@ from sweep.training.divergence import (
 from sweep.training.member import Failure, Member, Plan, finite, learning_rate_at
 from sweep.training.optimizers import decoupled_decay
 
+GROWN = 2.0
+"""A tensor has grown above this many times its usual size."""
+
 
 def diagnose(watch: Watch, names: Sequence[str], member: Member, plan: Plan) -> Failure:
     """The failure of a member whose watch holds a reason."""
@@ -79,17 +82,27 @@ def first_to_blow_up(
 ) -> str | None:
     """The tensor that blew up first; None where that is not known any more.
 
-    The one with the largest gradient at the step at which the norm began to run away; later its
-    growth has reached the others. `rates`: weights of the tensors (their learning rates, where
-    these differ). If nothing ran away and only some gradients are not finite, the last of those:
-    the backward pass goes from the last layer to the first and hands on what is not finite.
+    A weight that grows makes the gradients of the others grow faster than its own. So it is the
+    tensor that had grown most when the norm began to run away, if that is more than to `GROWN`
+    times its usual size; else the one with the largest gradient at that step; later its growth has
+    reached the others. `rates`: weights of the tensors (their learning rates, where these differ).
+    If nothing ran away and gradients are not finite where the loss is, the last of those: the
+    backward pass goes from the last layer to the first and hands on what is not finite.
     """
     if is_stranded(watch):
         return None
     broken = ~torch.isfinite(watch.bad_peaks)
     ran_away = watch.peaks.max() > ONSET * watch.first_norm.clamp(min=1.0)
-    if broken.any() and not broken.all() and not ran_away:
+    loss_broke = CODES[int(watch.code) - 1] is Reason.NONFINITE_LOSS
+    if broken.any() and not (broken.all() and loss_broke) and not ran_away:
         return names[int(broken.nonzero().max())]
+    unsound = ~torch.isfinite(watch.growth)
+    if unsound.any():
+        return names[int(torch.where(unsound, watch.peaks, -1.0).argmax())]
+    if watch.growth.max() > GROWN:
+        return names[int(watch.growth.argmax())]
+    if not watch.peaks.any():
+        return None
     peaks = (
         watch.peaks if rates is None else watch.peaks * torch.tensor(rates, dtype=watch.peaks.dtype)
     )

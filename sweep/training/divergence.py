@@ -16,7 +16,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from sweep.spec import DivergenceSpec
@@ -30,7 +30,11 @@ ONSET = 10.0
 """Above this many times max(1, its first value) the gradient's norm counts as running away: which
 tensor was the largest then is remembered."""
 RECORD = 100
-"""Steps of loss and gradient norm that the flight recorder keeps."""
+"""Steps of loss and gradient norm that the flight recorder keeps, and over which a tensor's usual
+size is averaged."""
+LEAST_SIZE = 0.1
+"""Of a tensor smaller than this share of the largest one, as a bias is that starts at 0, growth
+counts from there."""
 
 
 class Reason(StrEnum):
@@ -64,7 +68,8 @@ class Watch(NamedTuple):
     """What is remembered of one run, of P parameter tensors. Batched: the same, holding lanes.
 
     `peaks` are those of the step at which the norm began to run away, while it does, else the
-    last ones; `bad_peaks` are the last ones, finite or not.
+    last ones; `bad_peaks` are the last ones, finite or not. `growth` is how many times its usual
+    size a tensor has, after the last update before the norm ran away.
     """
 
     code: Int[Tensor, ""]
@@ -76,12 +81,14 @@ class Watch(NamedTuple):
     stranded: Int[Tensor, ""]
     peaks: Float[Tensor, P]
     bad_peaks: Float[Tensor, P]
+    sizes: Float[Tensor, P]
+    growth: Float[Tensor, P]
     record: Float[Tensor, "R 2"]
 
 
-def new_watch(n_tensors: int, dtype: torch.dtype) -> Watch:
-    """The state before the first step."""
-    zero, none = torch.zeros((), dtype=dtype), torch.zeros((), dtype=torch.int64)
+def new_watch(sizes: Float[Tensor, P]) -> Watch:
+    """The state before the first step of tensors of these sizes (see `tensor_sizes`)."""
+    zero, none = torch.zeros((), dtype=sizes.dtype), torch.zeros((), dtype=torch.int64)
     return Watch(
         code=none,
         step=none.clone(),
@@ -90,10 +97,18 @@ def new_watch(n_tensors: int, dtype: torch.dtype) -> Watch:
         loss_streak=none.clone(),
         norm_streak=none.clone(),
         stranded=none.clone(),
-        peaks=torch.zeros(n_tensors, dtype=dtype),
-        bad_peaks=torch.zeros(n_tensors, dtype=dtype),
-        record=torch.full((RECORD, 2), torch.nan, dtype=dtype),
+        peaks=torch.zeros_like(sizes),
+        bad_peaks=torch.zeros_like(sizes),
+        sizes=sizes.clone(),
+        growth=torch.ones_like(sizes),
+        record=torch.full((RECORD, 2), torch.nan, dtype=sizes.dtype),
     )
+
+
+def tensor_sizes(parameters: Mapping[str, Tensor]) -> Float[Tensor, P]:
+    """max |entry| of each tensor; it is not finite where an entry is not."""
+    # A maximum costs a fifth of asking each entry.
+    return torch.stack([p.abs().amax() for p in parameters.values()])
 
 
 def gradient_size(
@@ -116,10 +131,11 @@ def observe(
     loss: Float[Tensor, ""],
     norm: Float[Tensor, ""],
     peaks: Float[Tensor, P],
-    parameters_finite: Bool[Tensor, ""],
+    sizes: Float[Tensor, P],
     rules: DivergenceSpec,
 ) -> Watch:
-    """The state after a step; its first bad step is kept, later ones change nothing."""
+    """The state after a step; its first bad step is kept, later ones change nothing. `sizes`: of
+    the parameters after the update."""
     first = watch.step == 0
     first_loss = torch.where(first, loss.abs(), watch.first_loss)
     first_norm = torch.where(first, norm, watch.first_norm)
@@ -134,7 +150,7 @@ def observe(
         loss_bad = loss_bad | (stranded > STRANDED_STEPS)
     entries_finite = torch.isfinite(peaks).all()
     checks = (
-        (Reason.NONFINITE_PARAMETER, ~parameters_finite),
+        (Reason.NONFINITE_PARAMETER, ~torch.isfinite(sizes).all()),
         (Reason.LOSS_EXPLOSION, loss_bad),
         (Reason.GRADIENT_EXPLOSION, norm_bad | ~torch.isfinite(norm)),
         (Reason.NONFINITE_GRADIENT, ~entries_finite),
@@ -147,6 +163,7 @@ def observe(
     away = ONSET * first_norm.clamp(min=1.0)
     # Later steps would show what the first tensor to run away has done to the others.
     calm = (norm <= away) | (watch.peaks.amax() <= away)
+    steady = running & (norm <= away)
     slot = torch.arange(RECORD, device=loss.device) == watch.step % RECORD
     entry = torch.stack([loss, norm])
     return Watch(
@@ -160,8 +177,15 @@ def observe(
         stranded=stranded,
         peaks=torch.where(running & entries_finite & calm, peaks, watch.peaks),
         bad_peaks=torch.where(running, peaks, watch.bad_peaks),
+        sizes=torch.where(steady, watch.sizes + (sizes - watch.sizes) / RECORD, watch.sizes),
+        growth=torch.where(steady, _growth(sizes, watch.sizes), watch.growth),
         record=torch.where(running & slot.unsqueeze(-1), entry, watch.record),
     )
+
+
+def _growth(sizes: Tensor, usual: Tensor) -> Tensor:
+    least = (LEAST_SIZE * usual.amax()).clamp(min=torch.finfo(usual.dtype).tiny)
+    return torch.maximum(sizes, least) / torch.maximum(usual, least)
 
 
 def _streak(

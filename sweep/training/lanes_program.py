@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_map
 
 from sweep.training.batches import BatchOrders, FoldTable
 from sweep.training.diagnosis import diagnose
-from sweep.training.divergence import CODES, Reason, Watch, new_watch
+from sweep.training.divergence import CODES, Reason, Watch, new_watch, tensor_sizes
 from sweep.training.experiment import Experiment
 from sweep.training.lanes_brief import brief
 from sweep.training.lanes_evaluate import Evaluation
@@ -65,7 +65,7 @@ class Program:
         parameters: Tensors = {n: p.detach() for n, p in trainable(model.module).items()}
         # What every member starts with, whatever its setting.
         self.moments = new_moments(parameters, self.optimizer, step.clips)
-        self.watch = new_watch(len(parameters), experiment.dtype)
+        self.watch = new_watch(tensor_sizes(parameters))
         rows = max(len(fold.train) for fold in experiment.problem.folds)
         self.batch = min(setting.batch_size or rows, rows)
         if model.rows_interact:
@@ -178,7 +178,7 @@ class Program:
             parameters=parameters,
             buffers={**frozen, **dict(module.named_buffers())},
             moments=self.moments,
-            watch=self.watch,
+            watch=self.watch._replace(sizes=tensor_sizes(parameters)),
             numbers=numbers(setting, dtype),
             penalty=aligned(model.penalty, self.template),
         )

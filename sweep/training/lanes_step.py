@@ -21,7 +21,7 @@ from sweep.spec import Choices, Setting
 from sweep.training import through_time
 from sweep.training.batches import FoldTable
 from sweep.training.clipping import clip, possible_clips
-from sweep.training.divergence import Watch, gradient_size, observe
+from sweep.training.divergence import Watch, gradient_size, observe, tensor_sizes
 from sweep.training.experiment import Experiment
 from sweep.training.optimizers import Moments, Numbers, rule_of, update
 from sweep.training.penalty import Penalty, possible_penalties
@@ -139,7 +139,5 @@ class LaneStep:
             self.penalized,
             state.penalty.prox if self.template.proximal else None,
         )
-        # A maximum is not finite where an entry is not, and costs a fifth of asking each entry.
-        sound = torch.isfinite(torch.stack([p.abs().amax() for p in parameters.values()])).all()
-        watch = observe(state.watch, loss, norm, peaks, sound, self.rules)
+        watch = observe(state.watch, loss, norm, peaks, tensor_sizes(parameters), self.rules)
         return parameters, buffers, moments, watch

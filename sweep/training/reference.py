@@ -33,6 +33,7 @@ from sweep.training.divergence import (
     gradient_size,
     new_watch,
     observe,
+    tensor_sizes,
 )
 from sweep.training.experiment import Experiment
 from sweep.training.fista import solve
@@ -169,7 +170,8 @@ class Run:
         dropouts = [m for m in module.modules() if isinstance(m, KeyedDropout)]
         x, y = problem.x_of(fold), problem.y_of(fold)
         weights = experiment.row_weights[fold]
-        watch = new_watch(len(parameters), experiment.dtype)
+        with torch.no_grad():
+            watch = new_watch(tensor_sizes(parameters))
         recurrent = through_time.recurrent_weights(module, names) if penalty.recurrent else []
         norms: list[float] = []
         best: tuple[float, int, dict[str, Tensor]] | None = None
@@ -218,8 +220,8 @@ class Run:
                 if penalty.proximal:
                     proximal_step(optimizer, module, setting, names, penalty.prox)
                 with torch.no_grad():
-                    sound = torch.stack([torch.isfinite(p).all() for p in parameters.values()])
-                    watch = observe(watch, loss.detach(), norm, peaks, sound.all(), spec.divergence)
+                    sizes = tensor_sizes(parameters)
+                    watch = observe(watch, loss.detach(), norm, peaks, sizes, spec.divergence)
                 if watch.code:
                     failure = diagnose(watch, list(parameters), member, plan)
                     yield Done(member, Outcome(failure=failure))

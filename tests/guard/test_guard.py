@@ -264,13 +264,14 @@ NUMBERS = st.floats(allow_nan=True, allow_infinity=True) | st.sampled_from([0.5,
 def test_the_judge_finds_what_the_rules_find(rows, growth, patience):
     """Its shortcut while training is calm changes nothing."""
     rules = DivergenceSpec(loss_growth=growth, gradient_growth=growth, patience=patience)
-    judge, watch = Judge(2, rules, torch.finfo(torch.float64).max), new_watch(2, torch.float64)
+    sizes = torch.zeros(2, dtype=torch.float64)
+    judge, watch = Judge(2, rules, torch.finfo(torch.float64).max), new_watch(sizes)
     for loss, norms in rows:
         bad = judge.take(loss, [abs(n) for n in norms], (0.1,))
         peaks = torch.tensor(norms, dtype=torch.float64).abs()
         norm = torch.tensor(math.hypot(*norms), dtype=torch.float64)
         value = torch.tensor(loss, dtype=torch.float64)
-        watch = observe(watch, value, norm, peaks, torch.tensor(True), rules)
+        watch = observe(watch, value, norm, peaks, sizes, rules)
         assert bad == bool(watch.code) and judge.step == int(watch.step)
         if bad:
             assert judge.watch.code == watch.code
