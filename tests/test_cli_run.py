@@ -238,6 +238,21 @@ def test_a_run_stopped_while_it_compiles_ends_within_5_seconds_and_so_does_the_c
     assert [name for name in left if not name.endswith(".json")] == []
 
 
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks into /proc")
+def test_the_compiler_of_a_run_that_is_killed_ends_by_itself(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home / "cache"))
+    (home / "compiled.yaml").write_text(yaml.safe_dump(COMPILED))
+    with process("run", "compiled.yaml") as started:
+        wait_for(lambda: compilers(started.pid))
+        (compiler,) = compilers(started.pid)
+        started.kill()
+        started.communicate(timeout=60)
+        # Compiling would take twice as long.
+        wait_for(lambda: not alive(compiler), 10)
+
+
 def compilers(pid: int) -> list[int]:
     return [
         child

@@ -1,16 +1,19 @@
 """Compiles traced graphs into shared libraries, one after the other, in a process of its own:
-python compile_program.py SOURCE.
+python compile_program.py SOURCE PARENT.
 
 SOURCE holds a pickled list of dicts: `graph`, `lanes` and `shared` (shape and dtype of its inputs,
 those of the lanes without the number of lanes, the shared ones without the number of rows if that
 is open), `open_rows`, `library` (the file to write). A library computes on one thread. A process of
 its own, because compiling takes many seconds of Python that would hold up training, and because it
-can be ended at any time. Imports torch alone.
+can be ended at any time; it ends by itself when the process PARENT is gone. Imports torch alone.
 """
 
 import os
 import pickle
+import signal
 import sys
+import threading
+import time
 import zipfile
 from typing import Any
 
@@ -22,7 +25,8 @@ import torch._higher_order_ops.triton_kernel_wrap
 EXAMPLE_LANES, EXAMPLE_ROWS = 8, 24
 
 
-def main(source: str) -> None:
+def main(source: str, parent: int) -> None:
+    threading.Thread(target=end_with, args=(parent,), daemon=True).start()
     with open(source, "rb") as file:
         jobs = pickle.load(file)
     import torch._inductor.config as inductor
@@ -31,6 +35,13 @@ def main(source: str) -> None:
     inductor.compile_threads = 1
     for i, job in enumerate(jobs):
         compile_one(job, f"{source}.{i}")
+
+
+def end_with(parent: int) -> None:
+    """Ends this process, and the C++ compiler it has started, when its parent is gone."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os.killpg(os.getpgid(0), signal.SIGKILL)
 
 
 def compile_one(job: dict[str, Any], scratch: str) -> None:
@@ -71,4 +82,4 @@ def is_open(exported: torch.export.ExportedProgram) -> bool:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], int(sys.argv[2]))

@@ -113,7 +113,7 @@ class Compilation:
         script = str(Path(__file__).with_name("compile_program.py"))
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", script, str(self._source)],
+                [sys.executable, "-P", script, str(self._source), str(os.getpid())],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=log,
