@@ -29,6 +29,9 @@ from sweep.training.lanes_trace import Traced, fingerprint
 
 WORTH_SECONDS = 15.0
 """Eager training left that makes compiling worth its while."""
+SCORING_WORTH_SECONDS = 5.0
+"""Compiled training left that makes it worth while to compile the scoring as well, which takes ten
+seconds: this run gains little, and every later one has it."""
 TRACE_WORTH_SECONDS = 2.0
 """Eager training left that makes it worth while to look whether the step was compiled before."""
 POLL_SECONDS = 0.1

@@ -18,7 +18,12 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from sweep.training.batches import FoldTable
-from sweep.training.lanes_compile import TRACE_WORTH_SECONDS, WORTH_SECONDS, Compilation
+from sweep.training.lanes_compile import (
+    SCORING_WORTH_SECONDS,
+    TRACE_WORTH_SECONDS,
+    WORTH_SECONDS,
+    Compilation,
+)
 from sweep.training.lanes_library import CompiledProgram
 from sweep.training.lanes_step import LaneStep, State, StepInputs
 from sweep.training.lanes_trace import Traced, step_function, tensors, trace
@@ -198,7 +203,8 @@ class Stepper:
                 left = steps_left * (self.step_seconds or least)
                 if left >= TRACE_WORTH_SECONDS and not had:
                     self.compilation.trace()
-                if left >= WORTH_SECONDS and self.compile_when != "kept":
+                worth = SCORING_WORTH_SECONDS if had else WORTH_SECONDS
+                if left >= worth and self.compile_when != "kept":
                     self.compilation.start()
             self.compilation.poll()
         if self.is_compiled and not had:
