@@ -215,16 +215,30 @@ COMPILED: dict[str, Any] = {
 }
 
 
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks into /proc")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
-def test_a_run_stopped_while_it_compiles_ends_within_5_seconds_and_so_does_the_compiler(
-    number: int, home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+LOOKS_INTO_PROC = pytest.mark.skipif(
+    not Path("/proc/self/stat").exists(), reason="looks into /proc"
+)
+
+
+@contextlib.contextmanager
+def compiling_run(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """A run of COMPILED, and the process that compiles for it."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(home / "cache"))
     (home / "compiled.yaml").write_text(yaml.safe_dump(COMPILED))
     with process("run", "compiled.yaml") as started:
         wait_for(lambda: compilers(started.pid))
         (compiler,) = compilers(started.pid)
+        yield started, compiler
+
+
+@LOOKS_INTO_PROC
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+def test_a_run_stopped_while_it_compiles_ends_within_5_seconds_and_so_does_the_compiler(
+    number: int, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with compiling_run(home, monkeypatch) as (started, compiler):
         began = time.monotonic()
         started.send_signal(number)
         out, err = started.communicate(timeout=60)
@@ -238,15 +252,11 @@ def test_a_run_stopped_while_it_compiles_ends_within_5_seconds_and_so_does_the_c
     assert [name for name in left if not name.endswith(".json")] == []
 
 
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks into /proc")
+@LOOKS_INTO_PROC
 def test_the_compiler_of_a_run_that_is_killed_ends_by_itself(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(home / "cache"))
-    (home / "compiled.yaml").write_text(yaml.safe_dump(COMPILED))
-    with process("run", "compiled.yaml") as started:
-        wait_for(lambda: compilers(started.pid))
-        (compiler,) = compilers(started.pid)
+    with compiling_run(home, monkeypatch) as (started, compiler):
         started.kill()
         started.communicate(timeout=60)
         # Compiling would take twice as long.

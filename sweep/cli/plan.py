@@ -31,7 +31,7 @@ def check(
     """Check a study file and show the plan: data, folds, members, model size, memory, knobs, time.
 
     The first trials train for a second or two, to tell how long a run takes here. Nothing is
-    written.
+    stored.
 
     \b
     Example:

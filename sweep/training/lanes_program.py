@@ -58,26 +58,28 @@ class Program:
         self.lanes: list[Lane | None] = []
         self.limits: dict[tuple[int, int], int] = {}
         self.penalized = model.penalized
-        self.names = list(trainable(model.module))
-        self.optimizer = setting.optimizer
         step = LaneStep(experiment, model.module, model.penalized, setting)
         self.template = step.template
         parameters: Tensors = {n: p.detach() for n, p in trainable(model.module).items()}
+        self.names = list(parameters)
         # What every member starts with, whatever its setting.
-        self.moments = new_moments(parameters, self.optimizer, step.clips)
+        self.moments = new_moments(parameters, setting.optimizer, step.clips)
         self.watch = new_watch(tensor_sizes(parameters))
         rows = max(len(fold.train) for fold in experiment.problem.folds)
         self.batch = min(setting.batch_size or rows, rows)
         if model.rows_interact:
             self.batch = model.plan.batch
         table = FoldTable.of(experiment)
-        said = brief(experiment, model, self.batch)
-        self.stepper = Stepper(step, table, compile_when, said)
+        self.stepper = Stepper(
+            step,
+            table,
+            compile_when,
+            brief=lambda: brief(experiment, model, self.batch),
+            more=self._scoring_source,
+        )
         self.evaluation = Evaluation(experiment, model.module, table, self.stepper.pool)
         self.orders = BatchOrders(experiment, self.batch)
         self.state: State | None = None
-        self.sources: dict[str, Callable[[], Traced]] | None = None
-        """What is to be compiled beside the step."""
         self.best: Tensors = {}
         self.to_come = 0.0
         self.trained = 0
@@ -204,15 +206,15 @@ class Program:
         if steps <= 0:
             return
         assert self.state is not None
-        if self.sources is None:
-            scoring = self.evaluation.source(self.state)
-            self.sources = {} if scoring is None else {SCORING: scoring}
-        chunk, left = self._chunk(steps), self._steps_left()
-        self.state = self.stepper.run(self.state, chunk, left, self.sources)
+        self.state = self.stepper.run(self.state, self._chunk(steps), self._steps_left())
         self.evaluation.compiled = self.stepper.compiled(SCORING)
         for lane in active:
             lane.step += steps
         self.trained += steps * len(active)
+
+    def _scoring_source(self, state: State) -> dict[str, Callable[[], Traced]]:
+        source = self.evaluation.source(state)
+        return {} if source is None else {SCORING: source}
 
     def _steps_left(self) -> float:
         """Steps of all slots together that are to come, as far as is known."""

@@ -13,12 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.func import vmap
 
-from sweep.problem.losses import loss_per_sample
 from sweep.problem.scores import Score
 from sweep.training.experiment import Experiment
 from sweep.training.member import Member, Outcome
 from sweep.training.reference import error_failure
-from sweep.training.scoring import ScoreUndefined, judge
+from sweep.training.scoring import ScoreUndefined, judge, mean_loss
 
 MEASURED = 3
 """Numbers that `measure` finds."""
@@ -50,8 +49,7 @@ def measure(
     formula = experiment.score.tensor
     assert formula is not None
     w = outputs.new_ones(len(outputs)) if weights is None else weights
-    losses = loss_per_sample(experiment.problem.kind, outputs, y)
-    loss = losses.mean() if weights is None else (losses * weights).mean()
+    loss = mean_loss(experiment.problem.kind, outputs, y, weights)
     finite = torch.isfinite(outputs.abs().amax()).to(outputs.dtype)
     return torch.stack([formula(outputs, y, w), loss, finite])
 
@@ -88,13 +86,9 @@ def judge_lanes(
 def stopping_losses(
     experiment: Experiment, outputs: Tensor, y: Tensor, weights: Tensor | None
 ) -> list[float]:
-    """`stopping_loss` for outputs (k, R, K) of k lanes on the same R rows."""
-
-    def one(outputs: Tensor) -> Tensor:
-        losses = loss_per_sample(experiment.problem.kind, outputs, y)
-        return losses.mean() if weights is None else (losses * weights).mean()
-
-    values: list[float] = vmap(one)(outputs).tolist()
+    """`mean_loss` for outputs (k, R, K) of k lanes on the same R rows."""
+    kind = experiment.problem.kind
+    values: list[float] = vmap(lambda one: mean_loss(kind, one, y, weights))(outputs).tolist()
     return values
 
 

@@ -68,13 +68,21 @@ class Stepper:
     """The step of one program, in whatever form is best at present.
 
     `compile_when`: never, always, auto (where it pays), or kept (never, but a step that was
-    compiled before is taken where it pays).
+    compiled before is taken where it pays). `brief`: what the compiled code depends on, in short;
+    `more`: what else is worth compiling where the step is, by name. Where nothing is to be
+    compiled neither is called.
     """
 
     def __init__(
-        self, step: LaneStep, table: FoldTable, compile_when: str, brief: str | None = None
+        self,
+        step: LaneStep,
+        table: FoldTable,
+        compile_when: str,
+        brief: Callable[[], str | None],
+        more: Callable[[State], Mapping[str, Callable[[], Traced]]],
     ) -> None:
-        self.step, self.table, self.compile_when, self.brief = step, table, compile_when, brief
+        self.step, self.table, self.compile_when = step, table, compile_when
+        self.brief, self._more = brief, more
         self.compilation: Compilation | None = None
         self.step_seconds: float | None = None
         self._shared = tensors(table)
@@ -104,18 +112,9 @@ class Stepper:
             return FIRST_STEPS
         return max(1, min(MOST_STEPS, round(CHUNK_SECONDS / self.step_seconds)))
 
-    def run(
-        self,
-        state: State,
-        chunk: Chunk,
-        steps_left: float,
-        more: Mapping[str, Callable[[], Traced]] | None = None,
-    ) -> State:
-        """The state after the chunk's steps. `steps_left` are to come, this chunk included.
-
-        `more`: what else is worth compiling where the step is, by name.
-        """
-        self._consider_compiling(state, chunk, steps_left, more or {})
+    def run(self, state: State, chunk: Chunk, steps_left: float) -> State:
+        """The state after the chunk's steps. `steps_left` are to come, this chunk included."""
+        self._consider_compiling(state, chunk, steps_left)
         was_compiled, began = self.is_compiled, time.perf_counter()
         state = self._run_compiled(state, chunk) if was_compiled else self._run(state, chunk)
         self._chunks += 1
@@ -180,18 +179,13 @@ class Stepper:
                 break
         return max(2, best)
 
-    def _consider_compiling(
-        self,
-        state: State,
-        chunk: Chunk,
-        steps_left: float,
-        more: Mapping[str, Callable[[], Traced]],
-    ) -> None:
+    def _consider_compiling(self, state: State, chunk: Chunk, steps_left: float) -> None:
         """Looks for what was compiled, or starts compiling, where that pays."""
         if self.compile_when == "never" or len(chunk.folds) < 2:
             return
         if self.compilation is None:
-            self.compilation = Compilation({STEP: self._source(state, chunk), **more}, self.brief)
+            sources = {STEP: self._source(state, chunk), **self._more(state)}
+            self.compilation = Compilation(sources, self.brief())
         had = self.is_compiled
         if not self.compilation.is_complete:
             if self.compile_when == "always":

@@ -48,11 +48,17 @@ def judge(
     return value
 
 
+def mean_loss(kind: str, outputs: Tensor, y: Tensor, weights: Tensor | None) -> Tensor:
+    """The mean loss of outputs (n, K), penalty aside, that early stopping looks at."""
+    losses = loss_per_sample(kind, outputs, y)
+    return losses.mean() if weights is None else (losses * weights).mean()
+
+
 def stopping_loss(
     experiment: Experiment, outputs: Tensor, fold: int, rows: NDArray[np.int64]
 ) -> float:
-    """The mean loss, penalty aside, that early stopping looks at."""
+    """`mean_loss` of outputs (n, K) on the given rows of a fold."""
     index = torch.from_numpy(rows)
-    losses = loss_per_sample(experiment.problem.kind, outputs, experiment.problem.y_of(fold)[index])
-    weights = experiment.row_weights[fold]
-    return float((losses if weights is None else losses * weights[index]).mean())
+    y, weights = experiment.problem.y_of(fold)[index], experiment.row_weights[fold]
+    given = None if weights is None else weights[index]
+    return float(mean_loss(experiment.problem.kind, outputs, y, given))

@@ -6,12 +6,7 @@ import pytest
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
-from sweep.training.lanes_member import LaneModel
-from sweep.training.lanes_program import Program
-from sweep.training.lanes_step import StepInputs
-from sweep.training.member import Member
-
-from .trials import BASE, experiment, merge
+from .trials import BASE, begun, experiment, merge
 
 LANES = 3
 CASES = {
@@ -62,19 +57,7 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_what_a_step_makes_is_where_its_data_are(case):
     exp = experiment(merge(BASE, **CASES[case]))
-    setting = exp.spec.setting({"learning_rate": 0.1})
-    models = [LaneModel.build(exp, Member(trial, 0, setting)) for trial in range(LANES)]
-    program = Program(exp, models[0], LANES)
-    program.waiting.extend(models)
-    program.advance()
-    zero = torch.zeros(LANES, dtype=torch.int64)
-    inputs = StepInputs(
-        folds=zero,
-        rows=torch.zeros(LANES, program.batch, dtype=torch.int32),
-        n_rows=zero + program.batch,
-        step=zero,
-        learning_rate=torch.full((LANES,), 0.1, dtype=exp.dtype),
-    )
+    program, inputs = begun(exp, {"learning_rate": 0.1}, LANES)
 
     def there(leaf):
         return leaf.to("meta") if isinstance(leaf, torch.Tensor) else leaf

@@ -23,12 +23,11 @@ from sweep.training.lanes_compile import Compilation
 from sweep.training.lanes_library import CompiledProgram
 from sweep.training.lanes_member import LaneModel
 from sweep.training.lanes_program import Program
-from sweep.training.lanes_step import StepInputs
 from sweep.training.lanes_stepper import STEP
 from sweep.training.lanes_trace import step_function, tensors, trace
 from sweep.training.member import Member
 
-from .trials import BASE, experiment
+from .trials import BASE, begun, experiment
 
 SLOTS = 4
 PARAMS = {"learning_rate": 0.1, "clip_norm": None, "regularizer": "l1"}
@@ -42,19 +41,7 @@ def home(tmp_path, monkeypatch):
 
 def compilation(brief=None, **study):
     exp = experiment({**BASE, **study})
-    setting = exp.spec.setting(PARAMS)
-    models = [LaneModel.build(exp, Member(trial, 0, setting)) for trial in range(SLOTS)]
-    program = Program(exp, models[0], SLOTS, "never")
-    program.waiting.extend(models)
-    program.advance()
-    whole = torch.zeros(SLOTS, dtype=torch.int64)
-    inputs = StepInputs(
-        folds=whole,
-        rows=torch.zeros(SLOTS, program.batch, dtype=torch.int32),
-        n_rows=whole + program.batch,
-        step=whole,
-        learning_rate=torch.full((SLOTS,), 0.1, dtype=exp.dtype),
-    )
+    program, inputs = begun(exp, PARAMS, SLOTS)
     step, table = program.stepper.step, program.stepper.table
     function = step_function(step, program.state, inputs, table)
 
@@ -141,7 +128,7 @@ def test_studies_of_one_brief_have_the_same_programs(home):
         model = LaneModel.build(exp, Member(0, 0, exp.spec.setting(PARAMS)))
         made = compilation(**study)
         made.trace()
-        said = Program(exp, model, SLOTS).stepper.brief
+        said = Program(exp, model, SLOTS).stepper.brief()
         assert said is not None
         by_brief.setdefault(said, {})[name] = made.libraries
     for alike in by_brief.values():
@@ -232,6 +219,9 @@ def test_compiled_scores_are_the_eager_ones(case):
             assert eager.keys() == quick.keys()
             for slot, value in eager.items():
                 np.testing.assert_allclose(quick[slot], value, rtol=1e-12)
+    program.evaluation.compiled, program.stepper.compilation = None, made
+    program.advance()
+    assert program.evaluation.compiled is made.ready["scoring"]
     program.stepper.close()
 
 

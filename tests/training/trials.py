@@ -2,10 +2,16 @@
 
 from pathlib import Path
 
+import torch
+
 from sweep.problem.prepare import prepare
 from sweep.spec import load_spec
 from sweep.training.experiment import Experiment
 from sweep.training.lanes import LanesEngine
+from sweep.training.lanes_member import LaneModel
+from sweep.training.lanes_program import Program
+from sweep.training.lanes_step import StepInputs
+from sweep.training.member import Member
 from sweep.training.reference import ReferenceEngine
 from sweep.training.schedule import Finished, Schedule, TrialResult
 
@@ -59,6 +65,23 @@ def train(
                 results[news.trial] = news.result
     assert made.pending == 0
     return results
+
+
+def begun(exp: Experiment, params: dict, lanes: int) -> tuple[Program, StepInputs]:
+    """A program that has begun to train so many lanes on fold 0, and inputs for a step of it."""
+    setting = exp.spec.setting(params)
+    models = [LaneModel.build(exp, Member(trial, 0, setting)) for trial in range(lanes)]
+    program = Program(exp, models[0], lanes)
+    program.waiting.extend(models)
+    program.advance()
+    zero = torch.zeros(lanes, dtype=torch.int64)
+    return program, StepInputs(
+        folds=zero,
+        rows=torch.zeros(lanes, program.batch, dtype=torch.int32),
+        n_rows=zero + program.batch,
+        step=zero,
+        learning_rate=torch.full((lanes,), 0.1, dtype=exp.dtype),
+    )
 
 
 def _refuse(text: str) -> None:
