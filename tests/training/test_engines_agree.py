@@ -126,6 +126,9 @@ def assert_agree(study, trials=None, slots=64, float64_tolerance=1e-9):
             np.testing.assert_allclose(
                 getattr(many, name), getattr(one, name), rtol=tolerance, atol=least
             )
+        assert many.more_scores.keys() == one.more_scores.keys()
+        for name, scores in one.more_scores.items():
+            np.testing.assert_allclose(many.more_scores[name], scores, rtol=tolerance)
         assert many.nonzero == one.nonzero
         assert many.intermediate.keys() == one.intermediate.keys()
         np.testing.assert_allclose(
@@ -165,3 +168,14 @@ def test_every_clipping(clipping, optimizer):
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_every_schedule(schedule):
     assert_agree(merge(BASE, train={**BASE["train"], **SCHEDULES[schedule]}))
+
+
+@pytest.mark.parametrize("more", [[], ["accuracy"]], ids=["one score", "two scores"])
+def test_an_earlier_epochs_weights_are_scored_again_by_every_score(more):
+    """Where training is too long the best epoch is not the last, whose score is known."""
+    study = merge(BASE, scores=more, train={"epochs": 40, "early_stopping": {"patience": 3}})
+    results = assert_agree(study, {0: {"learning_rate": 0.8}, 1: {"learning_rate": 0.4}})
+    for result in results.values():
+        assert list(result.more_scores) == more
+        last = result.intermediate[max(result.intermediate)]
+        assert abs(result.score - last) > 1e-3
