@@ -17,6 +17,7 @@ from torch.func import functional_call, vmap
 from sweep.problem.scores import Score
 from sweep.training.batches import FoldTable
 from sweep.training.experiment import Experiment
+from sweep.training.lanes_convolution import WrittenOut
 from sweep.training.lanes_library import CompiledProgram
 from sweep.training.lanes_member import Lane
 from sweep.training.lanes_scoring import MEASURED, Measured, judge_lanes, measure, stopping_losses
@@ -119,7 +120,8 @@ class Evaluation:
                 outputs = as_matrix(functional_call(module, tensors, (x,)), n_outputs)
                 return measure(self.experiment, outputs, y, weights[0] if weights else None)
 
-            measured.copy_(vmap(one)(dict(zip(names, given, strict=True))))
+            with WrittenOut():
+                measured.copy_(vmap(one)(dict(zip(names, given, strict=True))))
             return measured
 
         of_fold = self._take(0, np.arange(2))
@@ -196,7 +198,8 @@ class Evaluation:
         # A functional call lends the module its parameters: a module serves one thread.
         if not hasattr(self._own, "module"):
             self._own.module = copy.deepcopy(self.module).eval()
-        outputs = functional_call(self._own.module, {**parameters, **buffers}, (x,))
+        with WrittenOut():
+            outputs = functional_call(self._own.module, {**parameters, **buffers}, (x,))
         return as_matrix(outputs, self.experiment.problem.n_outputs)
 
 

@@ -23,6 +23,7 @@ from sweep.training.batches import FoldTable
 from sweep.training.clipping import clip, possible_clips
 from sweep.training.divergence import Watch, gradient_size, observe, tensor_sizes
 from sweep.training.experiment import Experiment
+from sweep.training.lanes_convolution import WrittenOut
 from sweep.training.optimizers import Moments, Numbers, rule_of, update
 from sweep.training.penalty import Penalty, possible_penalties
 from sweep.training.reference import as_matrix
@@ -85,7 +86,8 @@ class LaneStep:
         keys = dropout_key(self.seed, inputs.folds, inputs.step) if self.dropout_keys else None
         arguments = (state, x, y, weights, inputs.n_rows, inputs.learning_rate, keys)
         dims = tree_map(lambda leaf: 0 if isinstance(leaf, Tensor) else None, arguments)
-        parameters, buffers, moments, watch = vmap(self._one, in_dims=dims)(*arguments)
+        with WrittenOut():
+            parameters, buffers, moments, watch = vmap(self._one, in_dims=dims)(*arguments)
         return State(parameters, buffers, moments, watch, state.numbers, state.penalty)
 
     def _one(

@@ -128,10 +128,14 @@ COMPILED = {
         "data": {"source": "python:toy_data:sequences"},
         "task": "regression",
     },
+    "cnn": {
+        "model": {"kind": "cnn", "channels": [3, 2], "hidden": 5},
+        "data": {"source": "python:toy_data:images"},
+    },
 }
 
 
-SLOW = ("every cure", "lstm")
+SLOW = ("every cure", "lstm", "cnn")
 
 
 @pytest.mark.parametrize(

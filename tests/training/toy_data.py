@@ -327,11 +327,11 @@ class NotANumber(SoftThreshold):
 
 
 class Convolution(nn.Module):
-    """PyTorch's own convolution, over rows that are images."""
+    """A transposed convolution, which PyTorch maps over models as one with a group a model."""
 
     def __init__(self, n_outputs):
         super().__init__()
-        self.convolution = nn.Conv2d(1, 3, 3)
+        self.convolution = nn.ConvTranspose2d(1, 3, 3)
         self.head = nn.Linear(3, n_outputs)
 
     def forward(self, x):
