@@ -53,10 +53,11 @@ class RNN(Layer):
         given = F.linear(x, self.weight_ih_l0, bias)
         if nudge is not None:
             given = given + nudge
-        h = act(given[:, 0])
+        first, *rest = given.unbind(1)
+        h = act(first)
         states = [h]
-        for t in range(1, x.shape[1]):
-            h = act(given[:, t] + F.linear(h, self.weight_hh_l0))
+        for given_t in rest:
+            h = act(given_t + F.linear(h, self.weight_hh_l0))
             states.append(h)
         return torch.stack(states, 1)
 
@@ -74,8 +75,8 @@ class GRU(Layer):
         given = F.linear(x, self.weight_ih_l0, self.bias_ih_l0 if self.bias else None)
         h = x.new_zeros(x.shape[0], self.hidden_size)
         states = []
-        for t in range(x.shape[1]):
-            r_in, z_in, n_in = given[:, t].chunk(3, dim=1)
+        for given_t in given.unbind(1):
+            r_in, z_in, n_in = given_t.chunk(3, dim=1)
             r_own, z_own, n_own = F.linear(h, self.weight_hh_l0, own).chunk(3, dim=1)
             z = torch.sigmoid(z_in + z_own)
             n = torch.tanh(n_in + torch.sigmoid(r_in + r_own) * n_own)
@@ -97,8 +98,8 @@ class LSTM(Layer):
         given = F.linear(x, self.weight_ih_l0, bias)
         h = c = x.new_zeros(x.shape[0], self.hidden_size)
         states = []
-        for t in range(x.shape[1]):
-            gates = given[:, t] + F.linear(h, self.weight_hh_l0)
+        for given_t in given.unbind(1):
+            gates = given_t + F.linear(h, self.weight_hh_l0)
             i, f, g, o = gates.chunk(4, dim=1)
             c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
             h = torch.sigmoid(o) * torch.tanh(c)
