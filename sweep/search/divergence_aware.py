@@ -34,7 +34,7 @@ REDRAWS = 16
 CAUTION = 4
 """A candidate is taken with the chance that so many trials like it would all not diverge."""
 FLOOR = 0.02
-"""The least chance of a candidate, however likely it is to diverge."""
+"""The least chance of a trial's first candidate, however likely it is to diverge."""
 
 
 class DivergenceAwareSampler(BaseSampler):
@@ -55,10 +55,11 @@ class DivergenceAwareSampler(BaseSampler):
        `shown` follows from the type of `inner` unless given.
 
     2. Once trials have diverged and others have not, a candidate x with probability p(x) of
-       diverging (`Risk`) is taken with probability max(0.02, (1 - p(x))^4), else the inner sampler
-       draws again, at most `redraws` times; after that the least likely to diverge is taken. So
-       nothing is ruled out, and the boundary, where the best learning rates are, stays in play.
-       Only knobs that all trials have count.
+       diverging (`Risk`) is taken with probability (1 - p(x))^4, else the inner sampler draws
+       again, at most `redraws` times; after that the least likely to diverge is taken. The first
+       candidate of a trial is taken with probability 0.02 at least. So nothing is ruled out, and
+       the boundary, where the best learning rates are, stays in play. Only knobs that all trials
+       have count.
 
        Samplers that list what they try (grid, brute force) are never asked again: 0 redraws. A
        quasi-random sequence loses the points that are rejected, and with them its evenness; what
@@ -123,11 +124,13 @@ class DivergenceAwareSampler(BaseSampler):
         fixed = trial.system_attrs.get("fixed_params", {})
         rng = np.random.default_rng([self.seed, trial.number])
         least, taken, notes = math.inf, {}, {}
-        for _ in range(1 + self.redraws):
+        for n_before in range(1 + self.redraws):
             view.notes = {}
             drawn = self._draw(view.study(self.inner), trial, joint, search_space)
             probability = risk({**drawn, **fixed})
-            is_taken = rng.uniform() < max(FLOOR, (1 - probability) ** CAUTION)
+            # At every draw it would add up: one trial in ten where most candidates are rejected.
+            floor = 0 if n_before else FLOOR
+            is_taken = rng.uniform() < max(floor, (1 - probability) ** CAUTION)
             if is_taken or probability < least:
                 least, taken, notes = probability, drawn, view.notes
             if is_taken:

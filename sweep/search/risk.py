@@ -43,8 +43,9 @@ class Risk:
         k(x, z) = 30 (1 + x'z + exp(-||x - z||^2 / 8)),
 
     a linear boundary in the knobs' own scales that may bend. Each number is scaled to [-1, 1], by
-    its logarithm where the knob is logarithmic; a category is one column a choice, 0 or 1; a knob
-    without effect is 0. Knobs that not every one of the trials has are left out.
+    its logarithm where the knob is logarithmic; a category is one column a choice, 0 or 1/2, so
+    that beforehand another choice moves the boundary a third as far as a number's whole range
+    does; a knob without effect is 0. Knobs that not every one of the trials has are left out.
 
     `params` are N trials' parameters, `diverged` says which of them exploded: some, not all.
 
@@ -78,7 +79,7 @@ class Risk:
             known = name in params and not self._without_effect(params, name)
             if isinstance(dist, CategoricalDistribution):
                 at = dist.to_internal_repr(params[name]) if known else None
-                columns += [float(at == i) for i in range(len(dist.choices))]
+                columns += [0.5 * (at == i) for i in range(len(dist.choices))]
             else:
                 columns.append(_scaled(dist, params[name]) if known else 0.0)
         return np.array(columns)

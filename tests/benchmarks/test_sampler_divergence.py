@@ -4,15 +4,19 @@
 
 Each of Optuna's samplers as it is, its diverged trials told as FAIL, against the same sampler with
 the same seed inside DivergenceAwareSampler: 96 trials (gp: 48), 8 asked at once, 5 seeds. Two
-problems are computed exactly, two are networks trained by the project's own engine. The best
-scores are compared seed by seed with Wilcoxon's signed-rank test, one-sided: of five seeds its
-least p is 1/32, so all five would have to be worse.
+problems are computed exactly, two are networks trained by the project's own engine. What is
+printed are the rows of docs/sampler.md.
+
+The best scores are compared by Wilcoxon's signed-rank test, one-sided: on each problem, where the
+least p of five seeds is 1/32, for the table; and over all problems and seeds, twenty logarithms of
+ratios a sampler, for the verdict.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import optuna
@@ -21,7 +25,15 @@ from scipy.stats import wilcoxon
 
 from sweep.search.divergence_aware import DivergenceAwareSampler
 from tests.benchmarks.networks import Network
-from tests.search.landscapes import PLAIN, DecayedLogistic, Landscape, Quadratic, found, searches
+from tests.search.landscapes import (
+    PLAIN,
+    DecayedLogistic,
+    Found,
+    Landscape,
+    Quadratic,
+    found,
+    searches,
+)
 
 pytestmark = pytest.mark.benchmark
 
@@ -34,15 +46,27 @@ PROBLEMS: dict[str, Callable[[], Landscape]] = {
 }
 
 
-MISSED = {("cmaes", "decayed-logistic"): 0.6, ("tpe", "mlp"): 0.4}
-"""What is left of the diverged trials where it is more than a third: these samplers lose so few of
-their trials anyhow that most of the loss falls before there is anything to learn from.
+MISSED = {("cmaes", "decayed-logistic"): 0.54, ("cmaes", "mlp"): 0.36}
+"""What is left of the diverged trials where it is more than a third. CMA-ES alone loses so few that
+most of the loss, all 17 of 17 and 21 of 27, falls before there is anything to learn from.
 """
 
 
-@pytest.mark.parametrize("problem", PROBLEMS)
-@pytest.mark.parametrize("name", PLAIN)
-def test_a_third_diverges_and_the_best_is_no_worse(name: str, problem: str) -> None:
+class Comparison(NamedTuple):
+    """A sampler alone and as the inner one, on one problem: `wasted` are shares of the trials,
+    `best` one score a seed.
+    """
+
+    wasted: tuple[float, float]
+    best: tuple[np.ndarray, np.ndarray]
+
+    @property
+    def p_worse(self) -> float:
+        return float(wilcoxon(self.best[1] - self.best[0], alternative="greater").pvalue)
+
+
+@functools.cache
+def compared(name: str, problem: str) -> Comparison:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     trials = 48 if name == "gp" else 96
     plain = [PLAIN[name](seed) for seed in SEEDS]
@@ -50,13 +74,33 @@ def test_a_third_diverges_and_the_best_is_no_worse(name: str, problem: str) -> N
     studies = searches(PROBLEMS[problem](), [*plain, *aware], trials=trials)
     results = [found(trials) for trials in studies]
     before, after = results[: len(SEEDS)], results[len(SEEDS) :]
-    shares = [np.mean([r.n_diverged for r in side]) / trials for side in (before, after)]
-    bests = [np.array([r.best for r in side]) for side in (before, after)]
-    p = wilcoxon(bests[1] - bests[0], alternative="greater").pvalue
-    print(
-        f"\n{problem:17}{name:7} wasted {shares[0]:6.1%} -> {shares[1]:6.1%}, to"
-        f" {shares[1] / shares[0]:.2f}; best, median {np.median(bests[0]):.4f} ->"
-        f" {np.median(bests[1]):.4f}; worse? p = {p:.2f}"
+    return Comparison(
+        (_share(before, trials), _share(after, trials)),
+        (np.array([r.best for r in before]), np.array([r.best for r in after])),
     )
-    assert shares[1] <= MISSED.get((name, problem), 1 / 3) * shares[0]
+
+
+def _share(results: list[Found], trials: int) -> float:
+    return float(np.mean([r.n_diverged for r in results])) / trials
+
+
+@pytest.mark.parametrize("problem", PROBLEMS)
+@pytest.mark.parametrize("name", PLAIN)
+def test_a_third_diverges(name: str, problem: str) -> None:
+    result = compared(name, problem)
+    plain, aware = result.wasted
+    medians = [np.median(best) for best in result.best]
+    print(
+        f"\n| {problem} | {name} | {plain:.1%} | {aware:.1%} | {aware / plain:.2f}"
+        f" | {medians[0]:.4f} | {medians[1]:.4f} | {result.p_worse:.2f} |"
+    )
+    assert aware <= MISSED.get((name, problem), 1 / 3) * plain
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_the_best_is_no_worse(name: str) -> None:
+    results = [compared(name, problem) for problem in PROBLEMS]
+    worse_by = np.concatenate([np.log(r.best[1] / r.best[0]) for r in results])
+    p = wilcoxon(worse_by, alternative="greater").pvalue
+    print(f"\n{name}: worse in {np.sum(worse_by > 0)} of {len(worse_by)}, p = {p:.2f}")
     assert p > 0.05
