@@ -217,9 +217,9 @@ def _optimizers(given: Optimizer | Sequence[Optimizer]) -> list[Optimizer]:
 
 def _check_options(trial: Any, scaler: Any, clip_norm: Any, every: Any, divergence: Any) -> None:
     """What would else be noticed when training has exploded, or never."""
-    if every is not None and (not isinstance(every, Integral) or every < 1):
+    if every is not None and (not isinstance(every, Integral) or int(every) < 1):
         raise RequestError(f"every={every!r} was given; give 1 or more checks between two looks.")
-    if clip_norm is not None and (not isinstance(clip_norm, Real) or not clip_norm > 0):
+    if clip_norm is not None and (not isinstance(clip_norm, Real) or not float(clip_norm) > 0):
         raise RequestError(f"clip_norm={clip_norm!r} was given; give a number above 0, or None.")
     if scaler is not None and not hasattr(scaler, "is_enabled"):
         raise RequestError(f"scaler={scaler!r} was given; give a torch.amp.GradScaler.")
@@ -231,7 +231,7 @@ def _check_options(trial: Any, scaler: Any, clip_norm: Any, every: Any, divergen
         )
 
 
-def _parameters(model: nn.Module, optimizers: Sequence[Optimizer]) -> dict[str, nn.Parameter]:
+def _parameters(model: Any, optimizers: Sequence[Optimizer]) -> dict[str, nn.Parameter]:
     """The model's parameters by name; frozen ones too, since they may be thawed."""
     if not isinstance(model, nn.Module):
         given = (
