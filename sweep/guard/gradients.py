@@ -39,10 +39,11 @@ def measure(parameters: Sequence[nn.Parameter]) -> Sizes:
     """
     places = tuple(i for i, p in enumerate(parameters) if p.grad is not None)
     gradients = [_entries(g) for p in parameters if (g := p.grad) is not None]
-    return Sizes(_norms(gradients), _joined([_peak(parameters[i]) for i in places]), places)
+    weights = _peaks([parameters[i] for i in places])
+    return Sizes(_joined(_norms(gradients, 2)), _joined(weights), places)
 
 
-def _norms(tensors: Sequence[Tensor]) -> Float[Tensor, " G"]:
+def _norms(tensors: Sequence[Tensor], order: float) -> list[Tensor]:
     kinds: dict[tuple[torch.device, torch.dtype], list[int]] = {}
     for i, tensor in enumerate(tensors):
         kinds.setdefault((tensor.device, tensor.dtype), []).append(i)
@@ -50,19 +51,29 @@ def _norms(tensors: Sequence[Tensor]) -> Float[Tensor, " G"]:
     for (_, dtype), those in kinds.items():
         low = dtype in (torch.float16, torch.bfloat16)
         norms = torch._foreach_norm(
-            [tensors[i] for i in those], 2, dtype=torch.float32 if low else None
+            [tensors[i] for i in those], order, dtype=torch.float32 if low else None
         )
         found.update(zip(those, norms, strict=True))
-    return _joined([found[i] for i in range(len(tensors))])
+    return [found[i] for i in range(len(tensors))]
 
 
-def _peak(p: nn.Parameter) -> Tensor:
-    """max |entry|; a table of which a sparse gradient touches a few rows is not gone through."""
-    if p.grad is None or p.grad.is_sparse or not p.is_floating_point() or not p.numel():
-        return torch.tensor(UNKNOWN)
-    # A thirtieth of the price of p.abs().amax(), which writes |p| down, and of the norm of order
-    # infinity, on the CPU.
-    return torch.maximum(p.amax(), -p.amin())
+def _peaks(parameters: Sequence[nn.Parameter]) -> list[Tensor]:
+    """max |entry| of each; a table of which a sparse gradient touches few rows is not searched."""
+    found = [torch.tensor(UNKNOWN)] * len(parameters)
+    elsewhere = []
+    for i, p in enumerate(parameters):
+        if p.grad is None or p.grad.is_sparse or not p.is_floating_point() or not p.numel():
+            continue
+        if p.device.type == "cpu":
+            # A thirtieth of the price of the norm of order infinity, or of p.abs().amax().
+            found[i] = torch.maximum(p.amax(), -p.amin())
+        else:
+            elsewhere.append(i)
+    # Few kernels for all of them, where starting one costs more than its work.
+    norms = _norms([parameters[i] for i in elsewhere], math.inf)
+    for i, norm in zip(elsewhere, norms, strict=True):
+        found[i] = norm
+    return found
 
 
 def fetch(tensors: Sequence[Tensor]) -> list[float]:

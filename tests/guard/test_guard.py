@@ -16,6 +16,7 @@ from torch import nn
 
 import sweep
 from sweep.errors import Diverged, RequestError
+from sweep.guard.gradients import _norms, measure
 from sweep.guard.judge import Judge
 from sweep.guard.loop import MOST_SKIPS
 from sweep.spec import DivergenceSpec
@@ -151,6 +152,22 @@ def test_parameters_that_cannot_be_measured_do_no_harm():
     with torch.no_grad():
         model.line.weight.mul_(1e9)
     assert descend(model, optimizer, guard, 1, squared)["layer"] == "line.weight"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_weights_size_is_that_of_its_largest_entry_either_way_it_is_found(dtype):
+    """On the CPU from largest and smallest entry, on an accelerator as a norm."""
+    generator = torch.Generator().manual_seed(0)
+    tensors = [torch.randn(n, 3, generator=generator).to(dtype) - n for n in (1, 5)]
+    tensors += [torch.tensor([1.0, entry], dtype=dtype) for entry in (-7, math.nan, -math.inf)]
+    parameters = [nn.Parameter(t) for t in tensors]
+    for p in parameters:
+        p.grad = torch.zeros_like(p)
+    expected = torch.stack([t.abs().amax() for t in tensors]).double()
+    found = measure(parameters).weights.double()
+    norms = torch.stack(_norms(parameters, math.inf)).detach().double()
+    torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(norms, expected, rtol=0, atol=0, equal_nan=True)
 
 
 def test_a_parameter_that_is_no_longer_finite_is_found_where_the_loss_does_not_show_it():
