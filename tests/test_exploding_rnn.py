@@ -52,11 +52,12 @@ def test_the_commands_parse_and_every_row_has_one(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.slow
 def test_the_commands_run(tmp_path: Path) -> None:
-    """Shortened to an epoch; the last one then finds four cells of each study."""
+    """Shortened to one update; the last one then finds four cells of each study."""
     shutil.copytree(ROOT / "studies", tmp_path / "studies")
     environment = {k: v for k, v in os.environ.items() if k != "SWEEP_STORAGE"}
     for arguments in COMMANDS:
-        short = ["--quiet", "--set", "train.epochs=1"] if arguments[0] == "run" else []
+        short = ["--quiet", "--set", "train.epochs=1", "--set", "train.batch_size=full"]
+        short = short if arguments[0] == "run" else []
         done = subprocess.run(
             [SWEEP, *arguments, *short],
             cwd=tmp_path,
