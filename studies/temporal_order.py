@@ -45,5 +45,8 @@ def numbers(
     return np.stack([marks, values], 2), (values[rows, first] + values[rows, second]) / 2
 
 
-order_20, order_50, order_100 = (partial(sequences, length=n) for n in (20, 50, 100))
-adding_20, adding_50, adding_100 = (partial(numbers, length=n) for n in (20, 50, 100))
+LENGTHS = (20, 30, 40, 50, 100)
+order_20, order_30, order_40, order_50, order_100 = (partial(sequences, length=n) for n in LENGTHS)
+adding_20, adding_30, adding_40, adding_50, adding_100 = (
+    partial(numbers, length=n) for n in LENGTHS
+)

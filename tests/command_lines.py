@@ -20,6 +20,8 @@ def simple_commands(script: str) -> list[list[str]]:
     commands: list[list[str]] = [[]]
     for line in script.replace("\\\n", " ").splitlines():
         lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
+        # Else a colon ends a word.
+        lexer.whitespace_split = True
         lexer.commenters = "#" if line.lstrip().startswith("#") else ""
         skip = False
         for word in lexer:

@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import nn
 from torch.optim import Optimizer
 
@@ -75,19 +74,14 @@ def _decays_apart(optimizer: Optimizer, group: Mapping[str, Any]) -> bool:
 def _layer(
     judge: Judge, named: Mapping[str, nn.Parameter], group_of: Mapping[int, int]
 ) -> str | None:
-    """The parameter that is not finite if others are, else the first whose gradient ran away.
+    """The tensor that blew up first, by the rule of the engines.
 
     Of the gradients' norms the root mean square counts, times the parameter's learning rate: how
     far an entry moved.
     """
-    names = list(named)
     rates = judge.rows[-1].rates
     weights = [
         rates[group_of[id(p)]] / math.sqrt(max(1, p.numel())) if id(p) in group_of else 0.0
         for p in named.values()
     ]
-    broken = [not bool(torch.isfinite(p.detach()).all()) for p in named.values()]
-    if any(broken) and not all(broken):
-        moved = (judge.watch.peaks * torch.tensor(weights, dtype=torch.float64)).tolist()
-        return max(zip(broken, moved, names, strict=True))[2]
-    return first_to_blow_up(judge.watch, names, weights)
+    return first_to_blow_up(judge.watch, list(named), weights)

@@ -9,8 +9,17 @@ from typing import Any, NamedTuple
 
 import torch
 
+from sweep.guard.gradients import UNKNOWN
 from sweep.spec.study import DivergenceSpec
-from sweep.training.divergence import ONSET, RECORD, STRANDED_GROWTH, Watch, new_watch, observe
+from sweep.training.divergence import (
+    ONSET,
+    RECORD,
+    STRANDED_GROWTH,
+    Watch,
+    growth_of,
+    new_watch,
+    observe,
+)
 
 
 class Row(NamedTuple):
@@ -21,33 +30,71 @@ class Row(NamedTuple):
     rates: tuple[float, ...]
 
 
+class Weights(NamedTuple):
+    """max |entry| of each parameter tensor: its usual one, the one that was usual before the last
+    update, and the one after it. All UNKNOWN until the tensor is first measured."""
+
+    usual: Sequence[float]
+    before: Sequence[float]
+    now: Sequence[float]
+
+    def known(self, sizes: Sequence[float]) -> Sequence[float]:
+        """`sizes`, but UNKNOWN of what was not finite from the start, as a mask of -inf."""
+        pairs = zip(self.usual, sizes, strict=True)
+        return [UNKNOWN if u == UNKNOWN and not math.isfinite(s) else s for u, s in pairs]
+
+    def after(self, sizes: Sequence[float]) -> Weights:
+        """After an update; what has no gradient was not changed by it."""
+        now = [n if s == UNKNOWN else s for n, s in zip(self.now, sizes, strict=True)]
+        before = [n if u == UNKNOWN else u for n, u in zip(now, self.usual, strict=True)]
+        usual = [u + (n - u) / RECORD for n, u in zip(now, before, strict=True)]
+        return Weights(usual, before, now)
+
+
 class Judge:
     """What `observe` finds, at a fraction of its price while training is calm."""
 
     def __init__(self, n_tensors: int, rules: DivergenceSpec, greatest: float) -> None:
         """`greatest`: the greatest number of the model's format; a norm above it overflows."""
         self.rules, self.greatest = rules, greatest
-        # Of sizes that stay 0 nothing is said; a parameter that is not finite shows in the loss.
-        self.sizes = torch.zeros(n_tensors, dtype=torch.float64)
-        self.watch = new_watch(self.sizes)
+        self.watch = new_watch(torch.zeros(n_tensors, dtype=torch.float64))
         self.rows: deque[Row] = deque(maxlen=RECORD)
         self.step = 0
         self._calm: tuple[float, float] | None = None
         self._peaks: Sequence[float] = [0.0] * n_tensors
+        self._weights = Weights(*([UNKNOWN] * n_tensors for _ in Weights._fields))
 
-    def take(self, loss: float, norms: Sequence[float], rates: tuple[float, ...]) -> bool:
-        """Whether this update is the first bad one. `norms`: one a parameter tensor."""
+    def take(
+        self,
+        loss: float,
+        norms: Sequence[float],
+        weights: Sequence[float],
+        rates: tuple[float, ...],
+    ) -> bool:
+        """Whether this update is the first bad one.
+
+        One a parameter tensor: `norms`, of the gradients; `weights`, max |entry| before this
+        update and so after the last one, UNKNOWN where not measured.
+        """
         total = math.hypot(*norms)
         if total > self.greatest:
             total = math.inf
+        weights = self._weights.known(weights)
+        # The rule of `observe`: once the norm has run away, what grows says nothing any more.
+        if not self.rows or self.rows[-1].norm <= ONSET * max(1.0, float(self.watch.first_norm)):
+            self._weights = self._weights.after(weights)
         self.rows.append(Row(loss, total, rates))
-        if self._calm is not None and abs(loss) <= self._calm[0] and total <= self._calm[1]:
+        calm = self._calm is not None and abs(loss) <= self._calm[0] and total <= self._calm[1]
+        if calm and all(map(math.isfinite, weights)):
             # All that `observe` would change.
             self.step, self._peaks = self.step + 1, norms
             return False
         numbers = [torch.tensor(value, dtype=torch.float64) for value in (loss, total)]
-        peaks = torch.tensor(list(norms), dtype=torch.float64)
-        self.watch = observe(self._current(), numbers[0], numbers[1], peaks, self.sizes, self.rules)
+        peaks, sizes = (torch.tensor(list(v), dtype=torch.float64) for v in (norms, weights))
+        before = self._current()
+        watch = observe(before, numbers[0], numbers[1], peaks, sizes, self.rules)
+        # These sizes are of the update before, whose growth `before` has already.
+        self.watch = watch._replace(sizes=before.sizes, growth=before.growth)
         self.step, self._peaks = int(self.watch.step), self.watch.peaks.tolist()
         self._calm = calm_limits(self.watch, self.rules)
         return bool(self.watch.code)
@@ -57,6 +104,7 @@ class Judge:
         watch = self._current()._asdict()
         del watch["record"]
         return {
+            "weights": [list(values) for values in self._weights],
             "watch": {name: value.tolist() for name, value in watch.items()},
             "rows": [list(row) for row in self.rows],
         }
@@ -67,6 +115,7 @@ class Judge:
             like = getattr(self.watch, name)
             new = torch.tensor(value, dtype=like.dtype)
             self.watch = self.watch._replace(**{name: new})
+        self._weights = Weights(*state["weights"])
         self.rows.clear()
         self.rows.extend(Row(loss, norm, tuple(rates)) for loss, norm, rates in state["rows"])
         self.step, self._peaks = int(self.watch.step), self.watch.peaks.tolist()
@@ -75,7 +124,11 @@ class Judge:
     def _current(self) -> Watch:
         peaks = torch.tensor(self._peaks, dtype=torch.float64)
         step = torch.tensor(self.step, dtype=torch.int64)
-        return self.watch._replace(step=step, peaks=peaks, bad_peaks=peaks)
+        usual, before, now = (torch.tensor(list(v), dtype=torch.float64) for v in self._weights)
+        growth = growth_of(now, before)
+        return self.watch._replace(
+            step=step, peaks=peaks, bad_peaks=peaks, sizes=usual, growth=growth
+        )
 
 
 def calm_limits(watch: Watch, rules: DivergenceSpec) -> tuple[float, float] | None:

@@ -54,7 +54,7 @@ class DivergenceGuard(_callback_class()):  # type: ignore[misc]
         plugin = trainer.precision_plugin
         options = {
             "scaler": getattr(plugin, "scaler", None),
-            "clip_norm": trainer.gradient_clip_val,
+            "clip_norm": trainer.gradient_clip_val or None,
             **self.options,
         }
         self.guard = watch(pl_module, trainer.optimizers, trial=self.trial, **options)

@@ -7,16 +7,17 @@
         guard.check(loss)             # before any clipping; raises sweep.Diverged
         optimizer.step()
 
-A check costs one norm a tensor. On the CPU it is judged at once, before the update; on an
-accelerator the numbers stay there and are fetched every `every` checks, so that the host does not
-wait for the device. The step reported is the first bad one all the same.
+A check costs a gradient's norm and a parameter's maximum a tensor. On the CPU it is judged at once,
+before the update; on an accelerator the numbers stay there and are fetched every `every` checks, so
+that the host does not wait for the device. The step reported is the first bad one all the same.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from numbers import Integral, Real
+from typing import Any, NamedTuple, Protocol, SupportsFloat
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +25,7 @@ from torch.optim import Optimizer
 
 from sweep.errors import Diverged, RequestError
 from sweep.guard.findings import diagnose
-from sweep.guard.gradients import Sizes, exact, fetch, measure
+from sweep.guard.gradients import UNKNOWN, Sizes, exact, fetch, measure
 from sweep.guard.judge import Judge
 from sweep.spec import divergence_rules
 
@@ -83,15 +84,15 @@ class Guard:
     ) -> None:
         self.optimizers = _optimizers(optimizer)
         self.named = _parameters(model, self.optimizers)
+        _check_options(trial, scaler, clip_norm, every, divergence)
         self.parameters = list(self.named.values())
         self.trial, self.scaler, self.clip_norm = trial, scaler, clip_norm
         on_cpu = all(p.device.type == "cpu" for p in self.parameters)
-        if every is not None and every < 1:
-            raise RequestError(f"every={every} was given; give 1 or more checks between two looks.")
         self.every = every or (1 if on_cpu else EVERY)
         self.failure: dict[str, Any] | None = None
         rules = divergence_rules(divergence or {}, "sweep.watch")
-        widest = max((p.dtype for p in self.parameters), key=lambda dtype: dtype.itemsize)
+        kinds = {p.dtype for p in self.parameters if p.is_floating_point() or p.is_complex()}
+        widest = max(kinds, key=lambda dtype: dtype.itemsize)
         self._judge = Judge(len(self.parameters), rules, torch.finfo(widest).max)
         self._waiting: list[_Check] = []
         self._skips = 0
@@ -117,14 +118,25 @@ class Guard:
                 )
             # A copy: a running sum may be changed in place before anybody looks.
             loss = loss.detach().clone()
+        elif not isinstance(loss, SupportsFloat):
+            raise RequestError(
+                f"guard.check was given a {type(loss).__name__} as loss; give a number, or a "
+                "tensor that holds one."
+            )
         here = sizes is None
         rates = tuple(group["lr"] for o in self.optimizers for group in o.param_groups)
-        self._waiting.append(_Check(loss, self.measure() if sizes is None else sizes, rates))
+        sizes = self.measure() if sizes is None else sizes
+        if self.step == 0 and not sizes.places:
+            raise RequestError(
+                "guard.check found no gradient: call it after loss.backward(), and before "
+                "optimizer.step() and zero_grad()."
+            )
+        self._waiting.append(_Check(loss, sizes, rates))
         if len(self._waiting) >= self.every:
             self._look(here)
 
     def measure(self) -> Sizes:
-        """The sizes of the gradients as they are now."""
+        """The sizes of gradients and parameters as they are now."""
         return measure(self.parameters)
 
     def flush(self) -> None:
@@ -143,7 +155,9 @@ class Guard:
         return {"names": list(self.named), "skips": self._skips, **self._judge.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from `state_dict()`; raises RequestError if it is another model's."""
+        """Goes on from `state_dict()`; raises RequestError for another model's, or none."""
+        if not {"names", "skips", "weights", "watch", "rows"} <= set(state):
+            raise RequestError("The guard's state is not one that guard.state_dict() returned.")
         if list(state["names"]) != list(self.named):
             raise RequestError(
                 f"The guard's state is of another model: it has {len(state['names'])} parameter "
@@ -155,18 +169,23 @@ class Guard:
 
     def _look(self, here: bool) -> None:
         """Fetches what waits and judges it in order. `here`: the last one's gradients still are."""
+        n = len(self.parameters)
         checks, self._waiting = self._waiting, []
         losses = [check.loss for check in checks if isinstance(check.loss, Tensor)]
-        numbers = iter(fetch([*(check.sizes.norms for check in checks), *losses]))
-        norms = [[next(numbers) for _ in check.sizes.places] for check in checks]
-        for i, (check, found) in enumerate(zip(checks, norms, strict=True)):
-            loss = next(numbers) if isinstance(check.loss, Tensor) else float(check.loss)
-            whole = check.sizes.of_all(found, len(self.parameters))
+        tensors = [t for check in checks for t in (check.sizes.norms, check.sizes.weights)]
+        numbers = iter(fetch([*losses, *tensors]))
+        found = [next(numbers) if isinstance(c.loss, Tensor) else float(c.loss) for c in checks]
+        for i, (check, loss) in enumerate(zip(checks, found, strict=True)):
+            whole, weights = (
+                check.sizes.of_all([next(numbers) for _ in check.sizes.places], n, default)
+                for default in (0.0, UNKNOWN)
+            )
             if here and i == len(checks) - 1 and not all(map(math.isfinite, whole)):
                 whole = exact(self.parameters)
             if self._is_skipped(loss, whole):
                 continue
-            if self._judge.take(loss, whole, tuple(float(rate) for rate in check.rates)):
+            rates = tuple(float(rate) for rate in check.rates)
+            if self._judge.take(loss, whole, weights, rates):
                 self.failure = diagnose(self._judge, self.named, self.optimizers, self.clip_norm)
                 if self.trial is not None:
                     self.record(self.trial)
@@ -182,7 +201,7 @@ class Guard:
 
     @staticmethod
     def _diverged(failure: dict[str, Any]) -> Diverged:
-        return Diverged(f"{failure['message']}. {failure['advice']}", failure)
+        return Diverged(f"{failure['message']}; {failure['advice']}", failure)
 
 
 def _optimizers(given: Optimizer | Sequence[Optimizer]) -> list[Optimizer]:
@@ -196,11 +215,34 @@ def _optimizers(given: Optimizer | Sequence[Optimizer]) -> list[Optimizer]:
     return listed
 
 
-def _parameters(model: nn.Module, optimizers: Sequence[Optimizer]) -> dict[str, nn.Parameter]:
+def _check_options(trial: Any, scaler: Any, clip_norm: Any, every: Any, divergence: Any) -> None:
+    """What would else be noticed when training has exploded, or never."""
+    if every is not None and (not isinstance(every, Integral) or int(every) < 1):
+        raise RequestError(f"every={every!r} was given; give 1 or more checks between two looks.")
+    if clip_norm is not None and (not isinstance(clip_norm, Real) or not float(clip_norm) > 0):
+        raise RequestError(f"clip_norm={clip_norm!r} was given; give a number above 0, or None.")
+    if scaler is not None and not hasattr(scaler, "is_enabled"):
+        raise RequestError(f"scaler={scaler!r} was given; give a torch.amp.GradScaler.")
+    if trial is not None and not hasattr(trial, "set_user_attr"):
+        raise RequestError(f"trial={trial!r} was given; give the trial that Optuna passed.")
+    if divergence is not None and not isinstance(divergence, Mapping):
+        raise RequestError(
+            f"divergence={divergence!r} was given; give a dict of rules, as in {{'patience': 20}}."
+        )
+
+
+def _parameters(model: Any, optimizers: Sequence[Optimizer]) -> dict[str, nn.Parameter]:
     """The model's parameters by name; frozen ones too, since they may be thawed."""
     if not isinstance(model, nn.Module):
-        raise RequestError(f"sweep.watch was given a {type(model).__name__}; give an nn.Module.")
+        given = (
+            f"the class {model.__name__}"
+            if isinstance(model, type)
+            else f"a {type(model).__name__}"
+        )
+        raise RequestError(f"sweep.watch was given {given}; give an nn.Module.")
     named = dict(model.named_parameters())
+    if not named:
+        raise RequestError(f"sweep.watch: the {type(model).__name__} has no parameters to watch.")
     known = {id(p) for p in named.values()}
     if not any(id(p) in known for o in optimizers for g in o.param_groups for p in g["params"]):
         raise RequestError(

@@ -82,6 +82,7 @@ def first_to_blow_up(
 ) -> str | None:
     """The tensor that blew up first; None where that is not known any more.
 
+    One that was not finite while the gradients still were is the cause of all that follows.
     A weight that grows makes the gradients of the others grow faster than its own. So it is the
     tensor that had grown most when the norm began to run away, if that is more than to `GROWN`
     times its usual size; else the one with the largest gradient at that step; later its growth has
@@ -91,14 +92,14 @@ def first_to_blow_up(
     """
     if is_stranded(watch):
         return None
+    unsound = ~torch.isfinite(watch.growth)
+    if unsound.any():
+        return names[int(torch.where(unsound, watch.peaks, -1.0).argmax())]
     broken = ~torch.isfinite(watch.bad_peaks)
     ran_away = watch.peaks.max() > ONSET * watch.first_norm.clamp(min=1.0)
     loss_broke = CODES[int(watch.code) - 1] is Reason.NONFINITE_LOSS
     if broken.any() and not (broken.all() and loss_broke) and not ran_away:
         return names[int(broken.nonzero().max())]
-    unsound = ~torch.isfinite(watch.growth)
-    if unsound.any():
-        return names[int(torch.where(unsound, watch.peaks, -1.0).argmax())]
     if watch.growth.max() > GROWN:
         return names[int(watch.growth.argmax())]
     if not watch.peaks.any():

@@ -178,12 +178,13 @@ def observe(
         peaks=torch.where(running & entries_finite & calm, peaks, watch.peaks),
         bad_peaks=torch.where(running, peaks, watch.bad_peaks),
         sizes=torch.where(steady, watch.sizes + (sizes - watch.sizes) / RECORD, watch.sizes),
-        growth=torch.where(steady, _growth(sizes, watch.sizes), watch.growth),
+        growth=torch.where(steady, growth_of(sizes, watch.sizes), watch.growth),
         record=torch.where(running & slot.unsqueeze(-1), entry, watch.record),
     )
 
 
-def _growth(sizes: Tensor, usual: Tensor) -> Tensor:
+def growth_of(sizes: Float[Tensor, P], usual: Float[Tensor, P]) -> Float[Tensor, P]:
+    """How many times its usual size each tensor has; see LEAST_SIZE."""
     least = (LEAST_SIZE * usual.amax()).clamp(min=torch.finfo(usual.dtype).tiny)
     return torch.maximum(sizes, least) / torch.maximum(usual, least)
 

@@ -146,6 +146,9 @@ class Compilation:
             lines = self._log.read_text(errors="replace").strip().splitlines()
         self._clean_up()
         said = next((line for line in reversed(lines) if line and line[0] != " "), "")
+        if code < 0:
+            # Its last words are then a warning of something else.
+            said = f"the compiler was ended by {signal.Signals(-code).name}"
         for name in self.libraries:
             if name not in self.ready:
                 self.errors[name] = said[:200] or f"the compiler ended with code {code}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import math
 import pickle
@@ -15,10 +16,12 @@ from torch import nn
 
 import sweep
 from sweep.errors import Diverged, RequestError
+from sweep.guard.gradients import _norms, measure
 from sweep.guard.judge import Judge
 from sweep.guard.loop import MOST_SKIPS
 from sweep.spec import DivergenceSpec
 from sweep.training.divergence import new_watch, observe
+from tests.training import planted_nets, toy_data
 
 from .loops import H, Planted, batch, descend, loss_of, quadratic, squared
 
@@ -117,6 +120,66 @@ def test_the_weight_that_an_update_broke_is_named():
     with torch.no_grad():
         model.second.bias.fill_(math.inf)
     assert descend(model, optimizer, guard, 1, squared)["layer"] == "second.bias"
+
+
+class Odd(nn.Module):
+    """A line, beside parameters that are infinite, empty, whole numbers, of sparse gradient, and
+    never used."""
+
+    def __init__(self):
+        super().__init__()
+        self.line = nn.Linear(4, 1)
+        self.mask = nn.Parameter(torch.tensor([0.0, 0.0, -math.inf]))
+        self.scores = nn.Parameter(torch.arange(3.0))
+        self.empty = nn.Parameter(torch.zeros(0))
+        self.table = nn.Embedding(10, 1, sparse=True)
+        self.codes = nn.Parameter(torch.arange(3), requires_grad=False)
+        self.unused = nn.Linear(4, 1)
+
+    def forward(self, x):
+        share = (self.mask + self.scores).softmax(0)
+        rows = self.table(torch.zeros(len(x), dtype=torch.long))
+        return self.line(x) * share.sum() + self.empty.sum() + rows
+
+
+def test_parameters_that_cannot_be_measured_do_no_harm():
+    model = Odd()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    guard = sweep.watch(model, optimizer)
+    assert descend(model, optimizer, guard, 50, squared) is None
+    assert guard.step == 50 and model.empty.grad is not None and model.table.weight.grad.is_sparse
+    assert model.mask.grad is not None and model.mask[2] == -math.inf
+    with torch.no_grad():
+        model.line.weight.mul_(1e9)
+    assert descend(model, optimizer, guard, 1, squared)["layer"] == "line.weight"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_weights_size_is_that_of_its_largest_entry_either_way_it_is_found(dtype):
+    """On the CPU from largest and smallest entry, on an accelerator as a norm."""
+    generator = torch.Generator().manual_seed(0)
+    tensors = [torch.randn(n, 3, generator=generator).to(dtype) - n for n in (1, 5)]
+    tensors += [torch.tensor([1.0, entry], dtype=dtype) for entry in (-7, math.nan, -math.inf)]
+    parameters = [nn.Parameter(t) for t in tensors]
+    for p in parameters:
+        p.grad = torch.zeros_like(p)
+    expected = torch.stack([t.abs().amax() for t in tensors]).double()
+    found = measure(parameters).weights.double()
+    norms = torch.stack(_norms(parameters, math.inf)).detach().double()
+    torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(norms, expected, rtol=0, atol=0, equal_nan=True)
+
+
+def test_a_parameter_that_is_no_longer_finite_is_found_where_the_loss_does_not_show_it():
+    model = Odd()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    guard = sweep.watch(model, optimizer)
+    assert descend(model, optimizer, guard, 5, squared) is None
+    with torch.no_grad():
+        model.scores[0] = -math.inf
+    failure = descend(model, optimizer, guard, 1, squared)
+    assert (failure["reason"], failure["layer"]) == ("nonfinite_parameter", "scores")
+    assert math.isfinite(failure["loss"]) and failure["step"] == 5
 
 
 def test_accumulated_gradients_are_one_update():
@@ -254,29 +317,76 @@ def test_a_diverged_run_keeps_raising_and_its_error_can_be_sent_between_processe
 
 
 NUMBERS = st.floats(allow_nan=True, allow_infinity=True) | st.sampled_from([0.5, 1.0, 20.0, 2e6])
+PAIRS = st.lists(NUMBERS, min_size=2, max_size=2)
+WEIGHTS = st.lists(st.floats(0, 1e3), min_size=2, max_size=2)
 
 
 @given(
-    st.lists(st.tuples(NUMBERS, st.lists(NUMBERS, min_size=2, max_size=2)), max_size=60),
+    st.lists(st.tuples(NUMBERS, PAIRS, WEIGHTS), max_size=60),
     st.sampled_from([None, 5.0, 1e6]),
     st.integers(1, 5),
 )
 def test_the_judge_finds_what_the_rules_find(rows, growth, patience):
-    """Its shortcut while training is calm changes nothing."""
+    """Its shortcut while training is calm changes nothing, nor does it that it sees the weights
+    after an update one check later than the engines."""
     rules = DivergenceSpec(loss_growth=growth, gradient_growth=growth, patience=patience)
-    sizes = torch.zeros(2, dtype=torch.float64)
-    judge, watch = Judge(2, rules, torch.finfo(torch.float64).max), new_watch(sizes)
-    for loss, norms in rows:
-        bad = judge.take(loss, [abs(n) for n in norms], (0.1,))
+    judge = Judge(2, rules, torch.finfo(torch.float64).max)
+    watch = new_watch(torch.tensor(rows[0][2] if rows else [0, 0], dtype=torch.float64))
+    after = [*(weights for _, _, weights in rows[1:]), [0.0, 0.0]]
+    for (loss, norms, weights), updated in zip(rows, after, strict=False):
+        bad = judge.take(loss, [abs(n) for n in norms], weights, (0.1,))
         peaks = torch.tensor(norms, dtype=torch.float64).abs()
         norm = torch.tensor(math.hypot(*norms), dtype=torch.float64)
         value = torch.tensor(loss, dtype=torch.float64)
+        before, sizes = watch, torch.tensor(updated, dtype=torch.float64)
         watch = observe(watch, value, norm, peaks, sizes, rules)
         assert bad == bool(watch.code) and judge.step == int(watch.step)
         if bad:
             assert judge.watch.code == watch.code
             assert torch.equal(judge.watch.peaks, watch.peaks)
+            torch.testing.assert_close(judge.watch.growth, before.growth, rtol=1e-12, atol=0)
+            torch.testing.assert_close(judge.watch.sizes, before.sizes, rtol=1e-12, atol=0)
             return
+
+
+NETS = {
+    "mlp": (planted_nets.Planted, toy_data.numbers),
+    "rnn": (planted_nets.PlantedRecurrence, toy_data.sequences),
+}
+RULES = {
+    "gradient": {"loss_growth": None, "gradient_growth": 1e3},
+    "loss": {"gradient_growth": None, "loss_growth": 1e3},
+    "not finite": {"loss_growth": None, "gradient_growth": None},
+}
+
+
+@pytest.mark.parametrize("net", NETS)
+@pytest.mark.parametrize("a, rate", [(30.0, 0.05), (60.0, 0.0125)])
+@pytest.mark.parametrize("rules", RULES)
+@pytest.mark.parametrize("every", [1, 16])
+def test_the_layer_of_too_large_a_curvature_is_named_at_every_place(every, rules, a, rate, net):
+    """What it grows into multiplies the gradients of the others, which are soon larger than its
+    own; as of the engines in `tests/training/test_planted.py`."""
+    kind, data = NETS[net]
+    x, y = (torch.from_numpy(values).float() for values in data())
+    layers = list(dict(kind(x.shape[1:], 1, "none").named_children()))
+    assert len(layers) == 3
+    for planted in [*layers, "none"]:
+        torch.manual_seed(0)
+        model = kind(x.shape[1:], 1, planted, a=a)
+        optimizer = torch.optim.SGD(model.parameters(), lr=rate)
+        guard = sweep.watch(model, optimizer, divergence=RULES[rules], every=every)
+        batches = itertools.cycle(torch.arange(len(x)).split(4))
+
+        def loss(net, batches=batches):
+            rows = next(batches)
+            return (net(x[rows])[:, 0] - y[rows]).square().mean() / 2
+
+        failure = descend(model, optimizer, guard, 100, loss)
+        if planted == "none":
+            assert failure is None, "the same network without a plant is stable"
+        else:
+            assert failure["layer"].startswith(f"{planted}."), (planted, failure["message"])
 
 
 @pytest.mark.parametrize(
@@ -284,6 +394,8 @@ def test_the_judge_finds_what_the_rules_find(rows, growth, patience):
     [
         (lambda m: (m, "sgd"), "a str as optimizer; give a torch.optim.Optimizer"),
         (lambda m: ("net", torch.optim.SGD(m.parameters(), lr=1.0)), "a str; give an nn.Module"),
+        (lambda m: (nn.Linear, torch.optim.SGD(m.parameters(), lr=1.0)), "the class Linear; give"),
+        (lambda m: (nn.ReLU(), torch.optim.SGD(m.parameters(), lr=1.0)), "ReLU has no parameters"),
         (lambda m: (nn.Linear(1, 1), torch.optim.SGD(m.parameters(), lr=1.0)), "none of the model"),
     ],
 )
@@ -297,7 +409,62 @@ def test_rules_are_those_of_a_study_file():
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     with pytest.raises(RequestError, match=r"divergence\.patence: unknown key\. Did you mean pat"):
         sweep.watch(model, optimizer, divergence={"patence": 3})
-    with pytest.raises(RequestError, match="every=0 was given"):
-        sweep.watch(model, optimizer, every=0)
-    with pytest.raises(RequestError, match=r"shape \(3,\); give one number"):
-        sweep.watch(model, optimizer).check(torch.zeros(3))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"every": 0},
+        {"every": 2.5},
+        {"every": "3"},
+        {"clip_norm": "1"},
+        {"clip_norm": 0},
+        {"scaler": "on"},
+        {"trial": 3},
+        {"divergence": "none"},
+    ],
+    ids=str,
+)
+def test_an_option_that_would_fail_later_is_refused_at_once(options):
+    model = quadratic()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    [(name, value)] = options.items()
+    with pytest.raises(RequestError, match=f"^{name}={value!r} was given; give "):
+        sweep.watch(model, optimizer, **options)
+
+
+@pytest.mark.parametrize(
+    ("loss", "words"),
+    [
+        (torch.zeros(3), r"a loss of shape \(3,\); give one number"),
+        (torch.zeros(0), r"a loss of shape \(0,\); give one number"),
+        (None, "a NoneType as loss; give a number"),
+        ("0.1", "a str as loss"),
+        ([0.1], "a list as loss"),
+    ],
+)
+def test_a_loss_that_is_no_number_is_refused(loss, words):
+    model = quadratic()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(RequestError, match=words):
+        sweep.watch(model, optimizer).check(loss)
+
+
+def test_a_check_before_the_first_backward_is_refused():
+    """There, and after zero_grad, are no gradients: nothing would ever be found in them."""
+    model = quadratic()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    guard = sweep.watch(model, optimizer)
+    loss = loss_of(model)
+    with pytest.raises(RequestError, match=r"no gradient: call it after loss\.backward"):
+        guard.check(loss)
+    loss.backward()
+    guard.check(loss)
+    assert guard.step == 1
+
+
+def test_a_state_that_is_no_guards_is_refused():
+    model = quadratic()
+    guard = sweep.watch(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    with pytest.raises(RequestError, match="not one that guard"):
+        guard.load_state_dict({"names": ["weight"]})

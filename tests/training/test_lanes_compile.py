@@ -274,6 +274,18 @@ def test_a_cache_that_vanishes_stops_compiling_and_nothing_else(home):
     assert working.errors.keys() == {STEP, "scoring"} and working.is_complete
 
 
+def test_a_compiler_that_is_killed_says_so_and_not_what_it_last_warned_of(home):
+    """As by a system that is short of memory."""
+    working = compilation()
+    working.start()
+    working._log.write_text("copyreg.py:105: FutureWarning: deprecated")
+    working._process.kill()
+    working._process.wait()
+    working.poll()
+    assert set(working.errors.values()) == {"the compiler was ended by SIGKILL"}
+    assert working.errors.keys() == {STEP, "scoring"} and working.is_complete
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 def test_a_compiler_ends_with_all_that_it_has_started(home):
     def members(group):
