@@ -70,6 +70,11 @@ class Compilation:
         """Whether nothing more can come."""
         return len(self.ready) + len(self.errors) == len(self._sources)
 
+    @property
+    def is_at_work(self) -> bool:
+        """Whether a compiler takes up a core."""
+        return self._process is not None
+
     def trace(self) -> None:
         """Finds out which programs these are, and takes over those that were compiled before."""
         if self.traced is not None or self.is_complete:

@@ -27,6 +27,7 @@ from sweep.training.lanes_compile import (
 from sweep.training.lanes_library import CompiledProgram
 from sweep.training.lanes_step import LaneStep, State, StepInputs
 from sweep.training.lanes_trace import Traced, step_function, tensors, trace
+from sweep.training.threads import on_threads
 
 CHUNK_SECONDS, MOST_STEPS, FIRST_STEPS = 0.1, 64, 4
 """A chunk of steps, between two looks at the divergence flags, takes about so long, and has at
@@ -124,8 +125,12 @@ class Stepper:
         return state
 
     def _run(self, state: State, chunk: Chunk) -> State:
-        for inputs in chunk.inputs():
-            state = self.step(state, inputs, self.table)
+        # Threads that share an operation wait for the last of them: were one's core taken by the
+        # compiler, all would go at a quarter of their speed.
+        is_one_taken = self.compilation is not None and self.compilation.is_at_work
+        with on_threads(max(1, self._threads - 1) if is_one_taken else None):
+            for inputs in chunk.inputs():
+                state = self.step(state, inputs, self.table)
         return state
 
     def _run_compiled(self, state: State, chunk: Chunk) -> State:

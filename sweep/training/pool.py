@@ -8,7 +8,6 @@ have come to, so that nothing depends on which process was quicker.
 from __future__ import annotations
 
 import bisect
-import contextlib
 import itertools
 import time
 from collections import deque
@@ -23,6 +22,7 @@ from sweep.training.member import Done, Event, Failure, Member, Outcome
 from sweep.training.memory import SHARE, free_bytes, slot_bytes
 from sweep.training.processes import Processes, Worker, possible
 from sweep.training.reference import SLICE_SECONDS, ReferenceEngine
+from sweep.training.threads import on_threads
 from sweep.training.worker import Name
 
 GLANCE_SECONDS = 1.0
@@ -216,7 +216,7 @@ class ReferencePool:
 
     def _train_here(self, here: ReferenceEngine) -> None:
         name, began = here.turn, time.monotonic()
-        with _on_threads(self._threads):
+        with on_threads(self._threads):
             step, event = here.train()
         self._seconds += time.monotonic() - began
         if event is not None:
@@ -352,17 +352,3 @@ def _loss(one: _Pending, how: str) -> Outcome:
     if "SIGKILL" in how:
         text += ", as the system does when memory runs out"
     return Outcome(failure=Failure("error", "process_died", one.member.fold, epoch, one.step, text))
-
-
-@contextlib.contextmanager
-def _on_threads(count: int | None) -> Iterator[None]:
-    """Torch on so many threads (None: as many as it has)."""
-    before = torch.get_num_threads()
-    if count is None or count == before:
-        yield
-        return
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
