@@ -207,13 +207,15 @@ def _is_compiled(one: _Timed) -> bool:
 
 def _lanes(one: _Timed, times: float) -> Pace:
     """All members of one program; `engine` tells how they step."""
+    how = one.program.stepper.how
     if not one.updates and one.warm_updates:
         # All over before it was warm.
         step = one.warm_up / one.warm_updates
         training = one.members * times * one.steps * step
-        return Pace("eager: too little to compile", training, step=step)
+        words = "eager: too little to compile" if how == "eager" else how
+        return Pace(words, training, step=step)
     if not one.updates:
-        return Pace("eager", None)
+        return Pace(how, None)
     test, folds = one.test, one.program.experiment.problem.folds
     # Other scores are of the end alone; the study's own is known then.
     again = bool(one.program.experiment.more_scores)
@@ -224,12 +226,11 @@ def _lanes(one: _Timed, times: float) -> Pace:
     members = one.members * times
     scoring = members * (one.epochs * test + last)
     stepping, waited = members * one.steps * step, one.tracing
-    if one.program.stepper.how != "eager":
-        words = one.program.stepper.how
-    elif one.program.experiment.device != CPU:
-        words = "eager, since it cannot be captured"
+    if how != "eager":
+        words = how
     elif STEP in one.program.stepper.errors:
-        words = "eager, since compiling fails"
+        made = "compiling" if one.program.experiment.device == CPU else "capturing it"
+        words = f"eager, since {made} fails"
     elif stepping < WORTH_SECONDS:
         words = "eager: too little to compile"
     else:
