@@ -18,7 +18,8 @@ CPU = torch.device("cpu")
 
 def choose_device(name: str, spec: StudySpec) -> torch.device:
     """The device of this name. `auto` is `cuda`, torch's name for a GPU of NVIDIA or AMD, where
-    torch sees one, else the CPU; the exact solver's is always the CPU.
+    torch sees one, else the CPU; the exact solver's is always the CPU. On a GPU float32 is float32
+    from then on, also in this process's other convolutions.
 
     Raises RequestError for other names, and for `cuda` where it cannot be had.
     """
@@ -40,6 +41,8 @@ def choose_device(name: str, spec: StudySpec) -> torch.device:
             else f"torch {torch.__version__} is built for the CPU alone: install a build for CUDA"
         )
         raise RequestError(f"Device cuda was asked for, but {why}, or give device auto or cpu.")
+    # Else torch's convolutions round float32 to 10 bits (TF32), and scores to 3 digits.
+    torch.backends.cudnn.allow_tf32 = False
     return torch.device("cuda")
 
 

@@ -120,10 +120,10 @@ def test_data_that_are_standardized_as_they_are_taken_and_scored_a_few_rows_at_a
             assert results == train(exp, TRIALS, engine) and not waits
 
 
-def engine_of(exp, slots, trials):
-    """(results, notices, engine) of lanes that may have something to say."""
+def engine_of(exp, slots, trials, **options):
+    """(results, notices, how it described itself) of lanes that may have something to say."""
     notices, results = [], {}
-    engine = LanesEngine(exp, slots, notices.append, **LANES)
+    engine = LanesEngine(exp, slots, notices.append, **{**LANES, **options})
     schedule = Schedule(engine, len(exp.problem.folds))
     for number, params in trials.items():
         schedule.start(number, exp.spec.setting(params))
