@@ -77,10 +77,11 @@ class Experiment:
         module = self._starts.pop(key, None)
         if module is None:
             module = self.build_model(setting, fold)
-        if parameter_count(module) <= MOST_SHARED:
-            self._starts[key] = module
-            if len(self._starts) > KEPT_STARTS:
-                del self._starts[next(iter(self._starts))]
+            if parameter_count(module) > MOST_SHARED:
+                return module
+        self._starts[key] = module
+        if len(self._starts) > KEPT_STARTS:
+            del self._starts[next(iter(self._starts))]
         return module
 
     @cached_property

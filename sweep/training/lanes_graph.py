@@ -8,6 +8,7 @@ captured ones lay, and another number of lanes needs another graph.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch.utils._pytree import tree_map
@@ -62,7 +63,7 @@ def capture(
     As torch's notes on CUDA graphs ask for: warm-up and capture go on beside the current stream,
     which waits for them.
     """
-    beside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    beside = _beside(device)
     current = torch.cuda.current_stream(device)
     beside.wait_stream(current)
     with torch.cuda.stream(beside):
@@ -82,3 +83,9 @@ def capture(
         raise NotCapturedError(str(broke)) from broke
     replay: Callable[[], None] = graph.replay
     return replay
+
+
+@cache
+def _beside(device: torch.device) -> torch.cuda.Stream:
+    """One for all captures, since the libraries keep some memory for each stream."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]

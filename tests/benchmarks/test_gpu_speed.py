@@ -54,10 +54,10 @@ def ours(experiment, trials):
     notices = []
     engine = make_engine(experiment, "lanes", notices.append)
     schedule = Schedule(engine, len(experiment.problem.folds))
+    began = time.perf_counter()
     for number, params in trials.items():
         schedule.start(number, experiment.spec.setting(params))
     results, how = {}, ""
-    began = time.perf_counter()
     while schedule.in_flight:
         for news in schedule.advance():
             if isinstance(news, Finished):
