@@ -112,4 +112,12 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(said in text for said in _OUT_OF_MEMORY)
 
 
-_OUT_OF_MEMORY = ("not enough memory", "allocate memory", "bad_alloc", "can't start new thread")
+_OUT_OF_MEMORY = (
+    "not enough memory",
+    "allocate memory",
+    "bad_alloc",
+    "can't start new thread",
+    # CUDA's own, and its libraries' (CUBLAS_STATUS_ALLOC_FAILED).
+    "out of memory",
+    "alloc_failed",
+)

@@ -12,8 +12,8 @@ import yaml
 from sweep.store import queries
 from sweep.training.device import choose_device
 from sweep.training.memory import free_bytes
+from tests.test_cli_engines import STUDY
 
-from ..test_cli_engines import STUDY
 from .test_device import FOUR, STUDIES, TRIALS, engine_of, studied
 from .test_engines_agree import assert_same
 from .trials import BASE, HERE, experiment, merge, train
