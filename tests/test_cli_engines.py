@@ -119,8 +119,8 @@ def test_a_gpu_that_is_not_there_is_refused_before_anything_is_written(
 ) -> None:
     assert command("run", "own.yaml", "--device", "cpu", "--quiet")[0] == 0
     before = (home / "sweep.db").read_bytes()
-    commands = (["run", "own.yaml", "--fresh"], ["check", "own.yaml"], ["replay", "own", "0"])
-    for asked in commands:
+    again = ["replay", "own", "0", "--allow", "toy_data"]
+    for asked in (["run", "own.yaml", "--fresh"], ["check", "own.yaml"], again):
         code, out, err = command(*asked, "--device", "cuda")
         assert (code, out) == (2, "")
         assert err.startswith("Error: Device cuda was asked for, but torch ")
