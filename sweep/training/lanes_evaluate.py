@@ -52,8 +52,7 @@ class Evaluation:
     def __init__(
         self, experiment: Experiment, module: nn.Module, table: FoldTable, pool: Executor
     ) -> None:
-        self.experiment, self.table, self.pool = experiment, table, pool
-        self.module = copy.deepcopy(module).to(experiment.device)
+        self.experiment, self.module, self.table, self.pool = experiment, module, table, pool
         self.compiled: CompiledProgram | None = None
         self._each = activations(module, experiment.problem.input_shape, experiment.dtype)
         at_once = NUMBERS_AT_ONCE if experiment.device == CPU else NUMBERS_ON_DEVICE

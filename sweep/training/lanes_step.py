@@ -62,7 +62,7 @@ class LaneStep:
         setting: Setting,
     ) -> None:
         spec, regularizer = experiment.spec, setting.regularizer
-        self.module = copy.deepcopy(module).to(experiment.device).train()
+        self.module = copy.deepcopy(module).train()
         self.penalized = penalized
         self.rule, self.clips = rule_of(setting), possible_clips(spec.train)
         self.kind, self.n_outputs = experiment.problem.kind, experiment.problem.n_outputs

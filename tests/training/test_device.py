@@ -19,6 +19,7 @@ from sweep.training.lanes import LanesEngine
 from sweep.training.lanes_graph import NotCapturedError
 from sweep.training.lanes_step import LaneStep
 from sweep.training.pace import measure
+from sweep.training.pool import ReferencePool
 from sweep.training.schedule import Finished, Schedule
 
 from .pretend_device import PRETEND, WAITS, pretend_device
@@ -172,6 +173,7 @@ def test_a_module_that_cannot_be_batched_trains_alone_on_the_device():
     exp = experiment(merge(BASE, **SHORT, model={"kind": "python:toy_data:LooksAtData"}))
     with elsewhere(exp) as (away, _):
         results, _, words = engine_of(away, 8, FOUR)
+        assert ReferencePool(away, processes=4, memory=LANES["memory"]).processes == 1
     assert results == train(exp, FOUR, "reference")
     assert "reference, one model at a time, lazy: model uses .item()" in words
 
