@@ -163,14 +163,16 @@ def run(
     overrides: Sequence[str] = (),
     fresh: bool = False,
     engine: str = "auto",
+    device: str = "auto",
     observer: Observer | None = None,
 ) -> Result:
     """Runs a study, or continues it up to `trials` in all, and returns what is known of it.
 
     `source` is a study file's path or the same as a mapping; `overrides` are `key.path=value`
     as of `--set`; `storage` defaults to SWEEP_STORAGE, else sqlite:///sweep.db; `timeout` is in
-    seconds; `fresh` starts over under a new name; `engine` is auto, lanes or reference;
-    `observer` is told how it goes (sweep.search.status.Observer).
+    seconds; `fresh` starts over under a new name; `engine` is auto, lanes or reference; `device`
+    is auto (a GPU where there is one), cpu or cuda; `observer` is told how it goes
+    (sweep.search.status.Observer).
 
     Raises RequestError and its kin (SpecError, DataError, StudyChangedError) before anything is
     trained or written. After Ctrl-C it returns early, with `stopped_by` set.
@@ -194,6 +196,7 @@ def run(
             timeout=timeout,
             fresh=fresh,
             engine=engine,
+            device=device,
             observer=notes,
         )
     return Result(ended.study, url, ended.stopped_by)

@@ -74,6 +74,8 @@ def test_overrides_and_refusals(result: sweep.Result) -> None:
         sweep.run(STUDY, storage=result.url, trials=0)
     with pytest.raises(sweep.RequestError, match="auto, lanes, reference"):
         sweep.run(STUDY, storage=result.url, engine="ray")
+    with pytest.raises(sweep.RequestError, match="No device 'tpu'"):
+        sweep.run(STUDY, storage=result.url, device="tpu")
 
 
 def test_a_database_is_opened_and_asked(tmp_path: Path) -> None:

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from sweep.store import queries
+from sweep.store.storage import Store
 
 Command = Callable[..., tuple[int, str, str]]
 STUDY: dict[str, Any] = {
@@ -109,3 +111,25 @@ def test_a_model_too_large_for_two_slots_trains_alone(home: Path, command: Comma
     assert code == 0 and f"\n{ALONE}no two models fit the memory\n" in out
     assert "no two models of this size fit the memory at once" in out
     assert "4 trials, 4 complete" in out
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_refused_before_anything_is_written(
+    home: Path, command: Command
+) -> None:
+    assert command("run", "own.yaml", "--device", "cpu", "--quiet")[0] == 0
+    before = (home / "sweep.db").read_bytes()
+    again = ["replay", "own", "0", "--allow", "toy_data"]
+    for asked in (["run", "own.yaml", "--fresh"], ["check", "own.yaml"], again):
+        code, out, err = command(*asked, "--device", "cuda")
+        assert (code, out) == (2, "")
+        assert err.startswith("Error: Device cuda was asked for, but torch ")
+        assert err.endswith(", or give device auto or cpu.\n") and err.count("\n") == 1
+    assert (home / "sweep.db").read_bytes() == before
+
+
+def test_the_device_is_stored_with_the_run(home: Path, command: Command) -> None:
+    assert command("run", "own.yaml", "--device", "cpu", "--quiet")[0] == 0
+    with Store.open("sqlite:///sweep.db") as store:
+        (run,) = store.study_attrs(store.study_id("own"))["runs"]
+    assert run["device"] == "cpu"

@@ -45,7 +45,7 @@ from sweep.training.divergence import (
     STRANDED_STEPS,
     Reason,
 )
-from sweep.training.engines import MAX_SLOTS
+from sweep.training.engines import MAX_SLOTS, MAX_SLOTS_ON_DEVICE
 from sweep.training.lanes_compile import WORTH_SECONDS
 from sweep.training.member import Failure
 from sweep.training.memory import SHARE
@@ -175,6 +175,7 @@ def test_numbers_in_the_text_are_those_in_the_code() -> None:
     assert f"at least {WORTH_SECONDS:.0f} seconds of eager training" in README
     assert f"noticed after {LEASE_SECONDS:.0f} seconds" in README
     assert f"at most {MAX_SLOTS}, and no more than half of the free memory" in README
+    assert f"at most {MAX_SLOTS_ON_DEVICE:,} models train at once" in README
     assert SHARE == 0.5
     assert f"{MOST_ITERATIONS:,} iterations" in README
     assert f"tried again for {RESTART_SECONDS:.0f} seconds" in README

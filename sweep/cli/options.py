@@ -16,6 +16,17 @@ class Format(StrEnum):
     CSV = "csv"
 
 
+class Device(StrEnum):
+    """Where models train."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+DeviceOption = Annotated[
+    Device, typer.Option("--device", help="Where to train: auto is a GPU (cuda) if there is one.")
+]
 StorageOption = Annotated[
     str | None,
     typer.Option(

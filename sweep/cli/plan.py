@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sweep.cli.options import FileArgument, Format, SetOption
+from sweep.cli.options import Device, DeviceOption, FileArgument, Format, SetOption
 from sweep.cli.output import as_json
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ def check(
         bool,
         typer.Option("--no-time", help="Train nothing, and leave out how long a run will take."),
     ] = False,
+    device: DeviceOption = Device.AUTO,
 ) -> None:
     """Check a study file and show the plan: data, folds, members, model size, memory, knobs, time.
 
@@ -42,7 +43,7 @@ def check(
 
     loaded = load_spec(file, overrides or [])
     with nullcontext() if no_time else _progress():
-        plan = make_plan(loaded, timed=not no_time)
+        plan = make_plan(loaded, timed=not no_time, device=device.value)
     if form is Format.JSON:
         print(as_json(plan.as_dict()))
         return
@@ -93,9 +94,9 @@ def _facts(plan: Plan) -> list[tuple[str, str]]:
     until = ", or fewer: the exact solver stops at the optimum" if exact else ""
     facts.append(("steps", f"{_span(plan.steps)} a member{until}"))
     facts.append(("model", f"{_span(plan.parameters)} parameters"))
-    facts.append(
-        ("memory", f"about {_bytes(plan.memory)}, with {plan.slots} members in training at once")
-    )
+    at_once = f"with {plan.slots} members in training at once"
+    on = "" if plan.device == "cpu" else f", on {plan.device}"
+    facts.append(("memory", f"about {_bytes(plan.memory)}, {at_once}{on}"))
     if plan.time is not None:
         facts += [("time", text) for text in _time(plan.time)]
     facts += [("varies", f"{name}: {text}") for name, text in plan.varies.items()]

@@ -7,7 +7,14 @@ from typing import Annotated
 
 import typer
 
-from sweep.cli.options import Format, FormatOption, StorageOption, StudyArgument
+from sweep.cli.options import (
+    Device,
+    DeviceOption,
+    Format,
+    FormatOption,
+    StorageOption,
+    StudyArgument,
+)
 from sweep.cli.output import as_json, print_rows, print_text
 
 
@@ -26,6 +33,7 @@ def replay(
             "Also: SWEEP_ALLOW, separated by commas.",
         ),
     ] = None,
+    device: DeviceOption = Device.AUTO,
     storage: StorageOption = None,
     form: FormatOption = Format.TABLE,
 ) -> int:
@@ -41,7 +49,7 @@ def replay(
     from sweep.store.storage import Store, storage_url
 
     with Store.open(storage_url(storage)) as store:
-        found = train_again(store, study, trial, allow or [])
+        found = train_again(store, study, trial, allow or [], device.value)
     columns = ["what", "stored", "replayed"]
     rows = [*found.failure, *found.scores]
     if form is Format.JSON:

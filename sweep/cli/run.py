@@ -13,7 +13,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sweep.cli.display import Display, make_display
-from sweep.cli.options import FileArgument, Format, FormatOption, SetOption, StorageOption, given
+from sweep.cli.options import (
+    Device,
+    DeviceOption,
+    FileArgument,
+    Format,
+    FormatOption,
+    SetOption,
+    StorageOption,
+    given,
+)
 
 if TYPE_CHECKING:
     from sweep.cli.workers import Workers
@@ -76,6 +85,7 @@ def run(
             "--engine", help="Train many models at once (lanes), or one at a time (reference)."
         ),
     ] = EngineName.AUTO,
+    device: DeviceOption = Device.AUTO,
     memory: Annotated[
         int | None,
         typer.Option(
@@ -108,7 +118,8 @@ def run(
         stop_with_parent()
     loaded = load_spec(file, overrides or [])
     url = storage_url(storage)
-    others = Workers(_arguments(file, trials, overrides, engine, memory), url, workers - 1)
+    asked = _arguments(file, trials, overrides, engine, device, memory)
+    others = Workers(asked, url, workers - 1)
     if workers > 1:
         share_cores(workers)
     stream = sys.stdout if form is Format.TABLE else sys.stderr
@@ -129,6 +140,7 @@ def run(
                     fresh=fresh,
                     engine=engine.value,
                     memory=memory,
+                    device=device.value,
                     observer=observer,
                 )
         finally:
@@ -156,9 +168,10 @@ def _arguments(
     trials: int | None,
     overrides: list[str] | None,
     engine: EngineName,
+    device: Device,
     memory: int | None,
 ) -> list[str]:
-    arguments = [str(Path(file)), "--engine", engine.value]
+    arguments = [str(Path(file)), "--engine", engine.value, "--device", device.value]
     if memory is not None:
         arguments += ["--memory", str(memory)]
     if trials is not None:

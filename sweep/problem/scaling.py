@@ -55,8 +55,13 @@ class ScaledRows:
     scaling: Scaling
     fold: int
 
+    @property
+    def device(self) -> torch.device:
+        return self.x.device
+
     def __getitem__(self, index: Any) -> Tensor:
-        return self.scaling.apply(self.x[index].unsqueeze(0), torch.tensor([self.fold]))[0]
+        fold = torch.tensor([self.fold], device=self.device)
+        return self.scaling.apply(self.x[index].unsqueeze(0), fold)[0]
 
 
 def is_large(versions: int, shape: Sequence[int], dtype: torch.dtype) -> bool:

@@ -17,10 +17,10 @@ MAX_RUNS = 200
 _GIT_SECONDS = 5.0
 
 
-def this_run(directory: Path, engine: str) -> dict[str, Any]:
+def this_run(directory: Path, engine: str, device: str) -> dict[str, Any]:
     """One entry of a study's attribute `runs`: time (UTC), machine, versions, git, device, engine.
 
-    `directory` is the study file's, `engine` as the engine describes itself.
+    `directory` is the study file's, `engine` as the engine describes itself, `device` cpu or cuda.
     """
     import torch
 
@@ -29,7 +29,7 @@ def this_run(directory: Path, engine: str) -> dict[str, Any]:
         "host": socket.gethostname(),
         "process": os.getpid(),
         "platform": platform.platform(),
-        "device": str(torch.get_default_device()),
+        "device": device,
         "threads": torch.get_num_threads(),
         "engine": engine,
         "git": git_state(directory),

@@ -53,18 +53,19 @@ def run_study(
     fresh: bool = False,
     engine: str = "auto",
     memory: int | None = None,
+    device: str = "auto",
     observer: Observer | None = None,
 ) -> Ended:
     """Runs or continues a study up to `trials` trials in all (default: the file's).
 
     Ends early after `timeout` seconds, or on SIGINT / SIGTERM: finished trials are stored, those
     in flight given back. `memory`: bytes that batched training may take (default: half of what is
-    free). Raises RequestError and its kin before anything is trained or written,
+    free, on `device`). Raises RequestError and its kin before anything is trained or written,
     where the request is wrong.
     """
     observer = observer or Silent()
     spec = file.spec
-    experiment, _ = make_experiment(file)
+    experiment, _ = make_experiment(file, device)
     problem, direction = experiment.problem, experiment.score.direction
     for text in problem.notices:
         observer.notice(text)
@@ -73,7 +74,7 @@ def run_study(
         made = make_engine(experiment, engine, observer.notice, memory)
         loop = Loop(store, study, experiment, trials or spec.trials, made, observer)
         try:
-            record_run(store, study, file, loop.engine.describe())
+            record_run(store, study, file, loop.engine.describe(), experiment.device.type)
             with StopRequest() as stop:
                 loop.run(stop, timeout)
         finally:

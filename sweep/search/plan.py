@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from sweep.problem.prepare import Problem
@@ -15,6 +16,7 @@ from sweep.search.estimate import Estimate, estimate
 from sweep.search.grid import Grid
 from sweep.search.space import distributions
 from sweep.spec import Choices, FloatRange, IntRange, StudyFile, encode_choice
+from sweep.training.device import CPU
 from sweep.training.engines import slots_in_flight
 from sweep.training.experiment import Experiment
 from sweep.training.member import Member
@@ -52,6 +54,7 @@ class Plan:
     direction: str
     sampler: str
     pruner: str
+    device: str
     time: Estimate | None
     notices: tuple[str, ...]
 
@@ -60,13 +63,13 @@ class Plan:
         return asdict(self)
 
 
-def make_plan(file: StudyFile, *, timed: bool = False) -> Plan:
-    """The plan of a study file; raises what a run of it would refuse it with.
+def make_plan(file: StudyFile, *, timed: bool = False, device: str = "auto") -> Plan:
+    """The plan of a study file; raises what a run of it on `device` would refuse it with.
 
     `timed`: `time` is estimated, by training for a second or two; else it is None.
     """
     spec = file.spec
-    experiment, modules = make_experiment(file)
+    experiment, modules = make_experiment(file, device)
     # A run spends it as well, on imports and on the data.
     start = time.process_time()
     problem, direction = experiment.problem, experiment.score.direction
@@ -75,7 +78,7 @@ def make_plan(file: StudyFile, *, timed: bool = False) -> Plan:
         grid = Grid(distributions(spec), seed=spec.seed, enqueue=spec.enqueue).n_trials
         trials = min(trials, grid)
     members = trials * len(problem.folds)
-    slots = min(members, slots_in_flight(spec.concurrency, len(problem.folds)))
+    slots = min(members, slots_in_flight(spec.concurrency, len(problem.folds), experiment.device))
     sizes = [sum(p.numel() for p in module.parameters()) for module in modules]
     memory = _memory(experiment, modules, slots)
     y = problem.y_of(0).double().numpy()
@@ -104,8 +107,9 @@ def make_plan(file: StudyFile, *, timed: bool = False) -> Plan:
         direction=direction,
         sampler=spec.sampler,
         pruner=spec.pruner,
+        device=experiment.device.type,
         time=estimate(experiment, trials, start) if timed else None,
-        notices=(*problem.notices, *_room(memory)),
+        notices=(*problem.notices, *_room(memory, experiment.device)),
     )
 
 
@@ -171,10 +175,12 @@ def _memory(experiment: Experiment, modules: Sequence[nn.Module], slots: int) ->
     return int(problem.x.numel() * problem.x.element_size() + slots * each)
 
 
-def _room(memory: int) -> list[str]:
-    if memory <= machine_bytes():
+def _room(memory: int, device: torch.device) -> list[str]:
+    there = machine_bytes(device)
+    if memory <= there:
         return []
+    what = "This machine" if device == CPU else "The GPU"
     return [
-        f"This machine has {machine_bytes() / 1e9:.0f} GB of memory, less than that: fewer members "
+        f"{what} has {there / 1e9:.0f} GB of memory, less than that: fewer members "
         "will train at once. A smaller batch_size needs less."
     ]

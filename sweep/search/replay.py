@@ -18,6 +18,7 @@ from sweep.spec import Choices, StudySpec
 from sweep.spec.exact import EXACT
 from sweep.store.provenance import differences
 from sweep.store.storage import Store
+from sweep.training.device import choose_device
 from sweep.training.experiment import Experiment
 from sweep.training.reference import ReferenceEngine
 from sweep.training.schedule import Finished, Schedule, TrialResult
@@ -64,8 +65,10 @@ class Replay:
         return same and self.difference is not None and self.difference <= self.tolerance
 
 
-def replay(store: Store, study: str, number: int, allow: Collection[str] = ()) -> Replay:
-    """Trains trial `number` of `study` again.
+def replay(
+    store: Store, study: str, number: int, allow: Collection[str] = (), device: str = "auto"
+) -> Replay:
+    """Trains trial `number` of `study` again, on a device.
 
     A stored study that names a user's own code imports only modules of `allow` (`module` or
     `python:module[:name]`) and of SWEEP_ALLOW: a database may come from anywhere. Raises
@@ -75,9 +78,10 @@ def replay(store: Store, study: str, number: int, allow: Collection[str] = ()) -
     trial = _find(store, study, number)
     spec = stored_spec(attrs, study)
     check_allowed(spec, study, allow)
+    chosen = choose_device(device, spec)
     directory = Path(str(attrs.get("directory") or "."))
     problem = prepare(spec, directory)
-    result = _train(Experiment(problem, spec, directory), trial)
+    result = _train(Experiment(problem, spec, directory, chosen), trial)
     return Replay(
         study=study,
         number=number,

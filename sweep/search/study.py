@@ -82,9 +82,9 @@ def _command(file: StudyFile) -> str | None:
     return shlex.join(["sweep", "run", str(path), *overrides])
 
 
-def record_run(store: Store, study: OpenStudy, file: StudyFile, engine: str) -> None:
+def record_run(store: Store, study: OpenStudy, file: StudyFile, engine: str, device: str) -> None:
     """Adds this run to the study's attribute `runs`."""
-    run = this_run(file.directory, engine)
+    run = this_run(file.directory, engine, device)
     store.append_study_attr(study.study_id, "runs", run, most=MAX_RUNS)
 
 

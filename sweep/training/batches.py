@@ -24,7 +24,9 @@ class BatchOrders:
 
     def __init__(self, experiment: Experiment, batch: int) -> None:
         self.seed, self.batch = experiment.spec.seed, batch
-        self.rows: Int[Tensor, "P L"] = torch.zeros(0, 0, dtype=torch.int32)
+        self.rows: Int[Tensor, "P L"] = torch.zeros(
+            0, 0, dtype=torch.int32, device=experiment.device
+        )
         self._place: dict[tuple[int, int], int] = {}
         self._users: dict[int, int] = {}
 
@@ -63,7 +65,7 @@ class BatchOrders:
         had_places, had_length = self.rows.shape
         if places > had_places:
             places = max(places, 2 * had_places)
-        grown = torch.zeros(max(places, had_places), max(length, had_length), dtype=torch.int32)
+        grown = self.rows.new_zeros(max(places, had_places), max(length, had_length))
         grown[:had_places, :had_length] = self.rows
         self.rows = grown
 
@@ -80,20 +82,24 @@ class FoldTable(NamedTuple):
 
     @classmethod
     def of(cls, experiment: Experiment) -> FoldTable:
-        problem = experiment.problem
+        problem, device = experiment.placed, experiment.device
         folds = range(len(problem.folds))
         versions, n_rows = problem.x.shape[:2]
         y_versions = problem.y.shape[0]
         weights = None
         if problem.weights is not None:
             stacked = torch.stack([w for w in experiment.row_weights if w is not None])
-            weights = stacked.to(experiment.dtype)
+            weights = stacked.to(device, experiment.dtype)
         return cls(
             x=problem.x.flatten(0, 1),
             scaling=problem.scaling,
             y=problem.y.flatten(0, 1),
-            x_start=torch.tensor([n_rows * (f if versions > 1 else 0) for f in folds]),
-            y_start=torch.tensor([n_rows * (f if y_versions > 1 else 0) for f in folds]),
+            x_start=torch.tensor(
+                [n_rows * (f if versions > 1 else 0) for f in folds], device=device
+            ),
+            y_start=torch.tensor(
+                [n_rows * (f if y_versions > 1 else 0) for f in folds], device=device
+            ),
             weights=weights,
         )
 

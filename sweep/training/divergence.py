@@ -88,7 +88,7 @@ class Watch(NamedTuple):
 
 def new_watch(sizes: Float[Tensor, P]) -> Watch:
     """The state before the first step of tensors of these sizes (see `tensor_sizes`)."""
-    zero, none = torch.zeros((), dtype=sizes.dtype), torch.zeros((), dtype=torch.int64)
+    zero, none = sizes.new_zeros(()), sizes.new_zeros((), dtype=torch.int64)
     return Watch(
         code=none,
         step=none.clone(),
@@ -101,7 +101,7 @@ def new_watch(sizes: Float[Tensor, P]) -> Watch:
         bad_peaks=torch.zeros_like(sizes),
         sizes=sizes.clone(),
         growth=torch.ones_like(sizes),
-        record=torch.full((RECORD, 2), torch.nan, dtype=sizes.dtype),
+        record=sizes.new_full((RECORD, 2), torch.nan),
     )
 
 

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
+
+from sweep.training.device import CPU
 from sweep.training.experiment import Experiment
 from sweep.training.lanes import LanesEngine
 from sweep.training.pool import ReferencePool
 from sweep.training.schedule import Engine
 
-MAX_SLOTS = 320
+MAX_SLOTS, MAX_SLOTS_ON_DEVICE = 320, 8192
+"""On a CPU more of them train no more in a second; a GPU has room for thousands of small models."""
 
 
-def slots_in_flight(trials: int, folds: int) -> int:
+def slots_in_flight(trials: int, folds: int, device: torch.device = CPU) -> int:
     """Half as many slots as members in flight: while one half trains, the other half's trials are
     stored and the next are chosen.
     """
-    return min(MAX_SLOTS, max(1, -(-trials * folds // 2)))
+    most = MAX_SLOTS if device == CPU else MAX_SLOTS_ON_DEVICE
+    return min(most, max(1, -(-trials * folds // 2)))
 
 
 def make_engine(
@@ -31,5 +36,6 @@ def make_engine(
     """
     if name == "reference":
         return ReferencePool(experiment, notice, memory=memory)
-    slots = slots_in_flight(experiment.spec.concurrency, len(experiment.problem.folds))
+    folds = len(experiment.problem.folds)
+    slots = slots_in_flight(experiment.spec.concurrency, folds, experiment.device)
     return LanesEngine(experiment, slots, notice, "auto", memory)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from sweep.problem.prepare import DTYPES, Problem
 from sweep.problem.scores import Score, get_score
 from sweep.spec import Setting, StudySpec
 from sweep.spec.models import BUILT_IN
+from sweep.training.device import CPU, moved
 from sweep.training.probe import ROWS, Traits, probe
 
 KEPT_STARTS, MOST_SHARED = 64, 10**6
@@ -26,15 +27,34 @@ KEPT_STARTS, MOST_SHARED = 64, 10**6
 
 @dataclass(frozen=True)
 class Experiment:
-    """A study ready to train: `problem` is prepared from `spec`, found in `directory`."""
+    """A study ready to train: `problem` is prepared from `spec`, found in `directory`.
+
+    `problem`, and whatever is made of it here, is on the CPU; so is every model as it starts, so
+    that it starts alike everywhere. Training moves both to `device`.
+    """
 
     problem: Problem
     spec: StudySpec
     directory: Path
+    device: torch.device = CPU
 
     @property
     def dtype(self) -> torch.dtype:
         return DTYPES[self.spec.train.dtype]
+
+    @cached_property
+    def placed(self) -> Problem:
+        """The problem with its tensors on the device."""
+        of = self.problem
+        if self.device == CPU:
+            return of
+        x, y, weights, scaling = moved((of.x, of.y, of.weights, of.scaling), self.device)
+        return replace(of, x=x, y=y, weights=weights, scaling=scaling)
+
+    @property
+    def where(self) -> str:
+        """`, cuda`, to be added to how members train; nothing on the CPU."""
+        return "" if self.device == CPU else f", {self.device.type}"
 
     def build_model(self, setting: Setting, fold: int) -> nn.Module:
         """The model of a trial with this setting, as it starts on this fold."""
@@ -57,10 +77,11 @@ class Experiment:
         module = self._starts.pop(key, None)
         if module is None:
             module = self.build_model(setting, fold)
-        if parameter_count(module) <= MOST_SHARED:
-            self._starts[key] = module
-            if len(self._starts) > KEPT_STARTS:
-                del self._starts[next(iter(self._starts))]
+            if parameter_count(module) > MOST_SHARED:
+                return module
+        self._starts[key] = module
+        if len(self._starts) > KEPT_STARTS:
+            del self._starts[next(iter(self._starts))]
         return module
 
     @cached_property

@@ -7,13 +7,14 @@ Members whose module cannot be batched train on the reference engine, visibly.
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
 from sweep.errors import SweepError
 from sweep.spec.exact import EXACT
+from sweep.training.device import CPU
 from sweep.training.experiment import Experiment
 from sweep.training.lanes_fista import Solver
 from sweep.training.lanes_member import LaneModel
@@ -41,7 +42,7 @@ class LanesEngine:
     ) -> None:
         self.experiment, self.slots, self.notice = experiment, slots, notice
         self.compile_when = compile_when
-        self.memory = int(SHARE * free_bytes()) if memory is None else memory
+        self.memory = int(SHARE * free_bytes(experiment.device)) if memory is None else memory
         self.reference = ReferencePool(experiment, notice, memory=self.memory)
         self.solver = Solver(experiment, slots)
         # It would tell a user to report to PyTorch what this engine measures and decides itself.
@@ -112,10 +113,9 @@ class LanesEngine:
         parts = []
         if programs:
             slots = sum(len(program.lanes) for program in programs)
-            compiled = [program.stepper.is_compiled for program in programs]
-            how = "compiled" if all(compiled) else "partly compiled" if any(compiled) else "eager"
+            how = in_what_form([program.stepper.how for program in programs])
             many = f" in {len(programs)} programs" if len(programs) > 1 else ""
-            parts.append(f"lanes, {slots} slots{many}, {how}")
+            parts.append(f"lanes, {slots} slots{many}, {how}{self.experiment.where}")
         if self.solver.pending:
             parts.append(f"lanes, {self.solver.slots} slots, exact solver")
         if self._one_by_one or self.reference.pending:
@@ -201,6 +201,8 @@ class LanesEngine:
         program.stepper.close()
         del self._programs[key], program
         gc.collect()
+        if self.experiment.device != CPU:
+            torch.cuda.empty_cache()
         if slots < 2:
             raise SweepError(self._too_large(first))
         self.notice(f"out of memory with {slots} models at once; going on with {slots // 2}")
@@ -210,7 +212,7 @@ class LanesEngine:
         self._programs[key] = fewer
 
     def _too_large(self, model: LaneModel) -> str:
-        free, batch = free_bytes(), model.plan.batch
+        free, batch = free_bytes(self.experiment.device), model.plan.batch
         fixed = self._bytes(model, 0)
         rows = min(batch - 1, (free - fixed) // (self._bytes(model, 1) - fixed))
         text = (
@@ -233,7 +235,13 @@ class LanesEngine:
             if name not in self._told_of_compiling:
                 self._told_of_compiling.add(name)
                 what = "training" if name == STEP else name
-                self.notice(f"{what} eagerly, since compiling failed: {error}")
+                made = "compiling" if self.experiment.device == CPU else "capturing it"
+                self.notice(f"{what} eagerly, since {made} failed: {error}")
+
+
+def in_what_form(steps: Sequence[str]) -> str:
+    """How several programs step, in words: `partly compiled` where some do."""
+    return steps[0] if len(set(steps)) == 1 else f"partly {max(set(steps) - {'eager'})}"
 
 
 def _mib(size: int) -> str:

@@ -84,7 +84,7 @@ class Compilation:
             try:
                 traced = source()
             except Exception as error:
-                self.errors[name] = _in_a_line(error)
+                self.errors[name] = in_a_line(error)
                 continue
             self.traced[name] = traced
             self.libraries[name] = self._directory / f"{fingerprint(traced, self._about)}.so"
@@ -135,7 +135,7 @@ class Compilation:
         """Nothing that is not there will be."""
         for name in self._sources:
             if name not in self.ready:
-                self.errors.setdefault(name, _in_a_line(error))
+                self.errors.setdefault(name, in_a_line(error))
 
     def poll(self) -> None:
         """Takes over what has been compiled meanwhile."""
@@ -201,6 +201,6 @@ class Compilation:
                 tidy(self._directory)
 
 
-def _in_a_line(error: BaseException) -> str:
+def in_a_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {lines[0][:160]}"

@@ -16,6 +16,7 @@ from torch.func import functional_call, vmap
 
 from sweep.problem.scores import Score
 from sweep.training.batches import FoldTable
+from sweep.training.device import CPU
 from sweep.training.experiment import Experiment
 from sweep.training.lanes_convolution import WrittenOut
 from sweep.training.lanes_library import CompiledProgram
@@ -27,9 +28,9 @@ from sweep.training.memory import activations
 from sweep.training.reference import as_matrix
 from sweep.training.scoring import ScoreUndefined
 
-NUMBERS_AT_ONCE, COMPILED_NUMBERS_AT_ONCE = 2**22, 2**21
+NUMBERS_AT_ONCE, COMPILED_NUMBERS_AT_ONCE, NUMBERS_ON_DEVICE = 2**22, 2**21, 2**26
 """Activations, over all lanes, of one evaluation call: an eager one is slow to begin, a compiled
-one makes the best of a core's own cache."""
+one makes the best of a core's own cache, one on a GPU should keep all of it at work."""
 KEPT_ROWS = 2**24
 """Numbers of a fold's rows that are kept gathered between evaluations."""
 
@@ -55,7 +56,8 @@ class Evaluation:
         self.experiment, self.module, self.table, self.pool = experiment, module, table, pool
         self.compiled: CompiledProgram | None = None
         self._each = activations(module, experiment.problem.input_shape, experiment.dtype)
-        self.rows_at_once = max(1, NUMBERS_AT_ONCE // self._each)
+        at_once = NUMBERS_AT_ONCE if experiment.device == CPU else NUMBERS_ON_DEVICE
+        self.rows_at_once = max(1, at_once // self._each)
         self._own = threading.local()
         self._kept: dict[tuple[int, str], tuple[Tensor, Tensor, Tensor | None]] = {}
 
@@ -160,11 +162,14 @@ class Evaluation:
     @torch.no_grad()
     def _outputs(self, state: State, part: _Part) -> Tensor:
         """(k, R, K) of a part's k lanes."""
-        index = torch.tensor(part.slots)
+        index = torch.tensor(part.slots, device=self.experiment.device)
         parameters, buffers = (
             {n: t[index] for n, t in tensors.items()}
             for tensors in (state.parameters, state.buffers)
         )
+        # A functional call lends the module its parameters: a module serves one thread.
+        if not hasattr(self._own, "module"):
+            self._own.module = copy.deepcopy(self.module).eval()
         put_out = vmap(self._one, in_dims=(0, 0, None))
         if part.x is not None:
             return put_out(parameters, buffers, part.x)
@@ -185,19 +190,19 @@ class Evaluation:
         if len(rows) <= self.rows_at_once and len(rows) * width <= KEPT_ROWS:
             self._kept[key] = self._take(fold, rows)
             return self._kept[key]
-        index = torch.from_numpy(rows)
+        index = torch.from_numpy(rows).to(self.experiment.device)
         weights = self.table.weights
-        y = self.experiment.problem.y_of(fold)[index]
+        y = self.experiment.placed.y_of(fold)[index]
         return None, y, None if weights is None else weights[fold, index]
 
     def _take(self, fold: int, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor | None]:
-        x, y, weights = self.table.take(torch.tensor([fold]), torch.from_numpy(rows).unsqueeze(0))
+        device = self.experiment.device
+        x, y, weights = self.table.take(
+            torch.tensor([fold], device=device), torch.from_numpy(rows).to(device).unsqueeze(0)
+        )
         return x[0], y[0], None if weights is None else weights[0]
 
     def _one(self, parameters: Tensors, buffers: Tensors, x: Tensor) -> Tensor:
-        # A functional call lends the module its parameters: a module serves one thread.
-        if not hasattr(self._own, "module"):
-            self._own.module = copy.deepcopy(self.module).eval()
         with WrittenOut():
             outputs = functional_call(self._own.module, {**parameters, **buffers}, (x,))
         return as_matrix(outputs, self.experiment.problem.n_outputs)

@@ -16,10 +16,12 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
+from jaxtyping import Int
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from sweep.training.batches import BatchOrders, FoldTable
+from sweep.training.device import moved
 from sweep.training.diagnosis import diagnose
 from sweep.training.divergence import CODES, Reason, Watch, new_watch, tensor_sizes
 from sweep.training.experiment import Experiment
@@ -142,7 +144,7 @@ class Program:
         self.lanes = [self.lanes[slot] for slot in used] + [None] * (size - len(used))
         if self.state is None:
             return
-        kept = torch.tensor([*used, *[0] * (size - len(used))], dtype=torch.int64)
+        kept = self._index([*used, *[0] * (size - len(used))])
         self.state = tree_map(lambda t: t[kept] if isinstance(t, Tensor) else t, self.state)
         self.best = {name: t[kept] for name, t in self.best.items()}
 
@@ -153,7 +155,8 @@ class Program:
             lambda *leaves: torch.stack(leaves) if isinstance(leaves[0], Tensor) else leaves[0],
             *states,
         )
-        slots = torch.tensor([slot for slot, _ in new])
+        stacked = moved(stacked, self.experiment.device)
+        slots = self._index([slot for slot, _ in new])
         if self.state is None:
             size = len(self.lanes)
             self.state = tree_map(
@@ -184,6 +187,9 @@ class Program:
             numbers=numbers(setting, dtype),
             penalty=aligned(model.penalty, self.template),
         )
+
+    def _index(self, slots: Sequence[int]) -> Int[Tensor, " k"]:
+        return torch.tensor(slots, dtype=torch.int64, device=self.experiment.device)
 
     def _free(self, slot: int) -> None:
         lane = self.lanes[slot]
@@ -242,16 +248,20 @@ class Program:
             ],
             dtype=np.int64,
         )
-        folds, places, start, within, per_batch, n_rows = torch.from_numpy(numbers).unbind(1)
+        device = self.experiment.device
+        given = torch.from_numpy(numbers).to(device)
+        folds, places, start, within, per_batch, n_rows = given.unbind(1)
         rates = np.stack([lane.rates[lane.step_in_epoch :][:steps] for lane in seats], axis=1)
-        ahead = torch.arange(steps).unsqueeze(1)
+        ahead = torch.arange(steps, device=device).unsqueeze(1)
         begin = ((within + ahead) * self.batch).unsqueeze(2)
         return Chunk(
             folds=folds.contiguous(),
-            rows=self.orders.rows[places.view(1, -1, 1), begin + torch.arange(self.batch)],
+            rows=self.orders.rows[
+                places.view(1, -1, 1), begin + torch.arange(self.batch, device=device)
+            ],
             n_rows=torch.minimum(per_batch, n_rows - (within + ahead) * per_batch),
             step=start + ahead,
-            learning_rate=torch.from_numpy(rates).to(self.experiment.dtype),
+            learning_rate=torch.from_numpy(rates).to(device, self.experiment.dtype),
         )
 
     # Looking.
@@ -281,7 +291,7 @@ class Program:
 
     def _diagnosis(self, slot: int, lane: Lane, reason: Reason | None = None) -> Outcome:
         assert self.state is not None
-        watch: Watch = tree_map(lambda t: t[slot], self.state.watch)
+        watch: Watch = tree_map(lambda t: t[slot].cpu(), self.state.watch)
         if reason is not None:
             watch = watch._replace(code=torch.tensor(CODES.index(reason) + 1))
         model = lane.model
@@ -340,7 +350,7 @@ class Program:
         `known`: their scores after the last epoch.
         """
         assert self.state is not None
-        slots = torch.tensor(list(lanes))
+        slots = self._index(list(lanes))
         if self.best:
             for name, t in {**self.state.parameters, **self.state.buffers}.items():
                 t[slots] = self.best[name][slots]
@@ -349,7 +359,7 @@ class Program:
         if self.best or len(asked) > 1:
             test = self.evaluation.scores(lanes, self.state, "test", asked)
         train = self.evaluation.scores(lanes, self.state, "train", asked[:1])
-        nonzero = torch.zeros(len(lanes), dtype=torch.int64)
+        nonzero = torch.zeros_like(slots)
         for name in self.penalized:
             weights = self.state.parameters[name][slots].flatten(1)
             nonzero += torch.count_nonzero(weights, dim=1)

@@ -64,10 +64,12 @@ def judge_lanes(
     weights: Tensor | None,
 ) -> list[float | ScoreUndefined]:
     """`judge` for outputs (k, R, K) of k lanes on the same R rows of a fold."""
+    if score.tensor is None:
+        outputs = outputs.cpu()
     finite = torch.isfinite(outputs).flatten(1).all(1).tolist()
     direct: list[float] = []
     if score.tensor is not None:
-        w = torch.ones(len(rows), dtype=outputs.dtype) if weights is None else weights
+        w = outputs.new_ones(len(rows)) if weights is None else weights
         direct = vmap(score.tensor, in_dims=(0, None, None))(outputs, y, w).tolist()
     values: list[float | ScoreUndefined] = []
     for i in range(len(outputs)):

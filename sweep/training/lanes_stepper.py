@@ -1,4 +1,5 @@
-"""Steps all lanes of a program: eagerly, and compiled as soon as that is there and pays.
+"""Steps all lanes of a program: eagerly, and compiled as soon as that is there and pays; on a GPU
+as a captured graph.
 
 A compiled step takes the lanes in blocks. A thread takes a block through all steps of a chunk by
 itself: no step waits for another block's, which would stall all when one core is busy elsewhere,
@@ -17,13 +18,17 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from sweep.training import lanes_graph
 from sweep.training.batches import FoldTable
+from sweep.training.device import CPU
 from sweep.training.lanes_compile import (
     SCORING_WORTH_SECONDS,
     TRACE_WORTH_SECONDS,
     WORTH_SECONDS,
     Compilation,
+    in_a_line,
 )
+from sweep.training.lanes_graph import CapturedStep, NotCapturedError
 from sweep.training.lanes_library import CompiledProgram
 from sweep.training.lanes_step import LaneStep, State, StepInputs
 from sweep.training.lanes_trace import Traced, step_function, tensors, trace
@@ -72,6 +77,9 @@ class Stepper:
     compiled before is taken where it pays). `brief`: what the compiled code depends on, in short;
     `more`: what else is worth compiling where the step is, by name. Where nothing is to be
     compiled neither is called.
+
+    On a GPU nothing is compiled. Unless it is `never`, the step is captured, once for each number
+    of lanes.
     """
 
     def __init__(
@@ -87,7 +95,11 @@ class Stepper:
         self.compilation: Compilation | None = None
         self.step_seconds: float | None = None
         self._shared = tensors(table)
-        self._threads = torch.get_num_threads()
+        self.device = table.y.device
+        self.captures = compile_when != "never" and lanes_graph.can_capture(self.device)
+        self._captured: CapturedStep | None = None
+        self._not_captured: dict[str, str] = {}
+        self._threads = torch.get_num_threads() if self.device == CPU else 1
         self.pool = ThreadPoolExecutor(self._threads, "lanes", torch.set_num_threads, (1,))
         self._chunks = 0
         self._block: tuple[int, int] | None = None
@@ -102,9 +114,16 @@ class Stepper:
         return self.compiled() is not None
 
     @property
+    def how(self) -> str:
+        """In what form the step is, in a word."""
+        if self._captured is not None:
+            return "captured"
+        return "compiled" if self.is_compiled else "eager"
+
+    @property
     def errors(self) -> Mapping[str, str]:
-        """Of each program that could not be compiled, why."""
-        return {} if self.compilation is None else self.compilation.errors
+        """Of each program that could not be compiled or captured, why."""
+        return self._not_captured if self.compilation is None else self.compilation.errors
 
     @property
     def steps_at_once(self) -> int:
@@ -117,7 +136,13 @@ class Stepper:
         """The state after the chunk's steps. `steps_left` are to come, this chunk included."""
         self._consider_compiling(state, chunk, steps_left)
         was_compiled, began = self.is_compiled, time.perf_counter()
-        state = self._run_compiled(state, chunk) if was_compiled else self._run(state, chunk)
+        if self.captures:
+            state = self._run_captured(state, chunk)
+        else:
+            state = self._run_compiled(state, chunk) if was_compiled else self._run(state, chunk)
+        if self.device.type == "cuda":
+            # Else the time taken would be that of asking for it.
+            torch.cuda.synchronize(self.device)
         self._chunks += 1
         if was_compiled or self._chunks > WARM_UP_CHUNKS:
             seconds = (time.perf_counter() - began) / len(chunk.rows)
@@ -131,6 +156,21 @@ class Stepper:
         with on_threads(max(1, self._threads - 1) if is_one_taken else None):
             for inputs in chunk.inputs():
                 state = self.step(state, inputs, self.table)
+        return state
+
+    def _run_captured(self, state: State, chunk: Chunk) -> State:
+        if self._captured is None or self._captured.state is not state:
+            # The memory of the one before is free first.
+            self._captured = None
+            try:
+                first = next(chunk.inputs())
+                self._captured = CapturedStep(self.step, state, first, self.table)
+            except NotCapturedError as error:
+                self.captures = False
+                self._not_captured = {STEP: in_a_line(error)}
+                return self._run(state, chunk)
+        for inputs in chunk.inputs():
+            self._captured(inputs)
         return state
 
     def _run_compiled(self, state: State, chunk: Chunk) -> State:
@@ -186,7 +226,7 @@ class Stepper:
 
     def _consider_compiling(self, state: State, chunk: Chunk, steps_left: float) -> None:
         """Looks for what was compiled, or starts compiling, where that pays."""
-        if self.compile_when == "never" or len(chunk.folds) < 2:
+        if self.compile_when == "never" or self.device != CPU or len(chunk.folds) < 2:
             return
         if self.compilation is None:
             sources = {STEP: self._source(state, chunk), **self._more(state)}

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sweep.training.device import CPU
+
 try:
     import resource
 except ImportError:  # not on Windows
@@ -65,15 +67,20 @@ def activations(module: nn.Module, input_shape: Sequence[int], dtype: torch.dtyp
     return seen
 
 
-def machine_bytes() -> int:
-    """All the memory of this machine."""
+def machine_bytes(device: torch.device = CPU) -> int:
+    """All the memory of this machine, or of a device of it."""
+    if device != CPU:
+        return int(torch.cuda.mem_get_info(device)[1])
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def free_bytes() -> int:
+def free_bytes(device: torch.device = CPU) -> int:
     """Memory that could be had without swapping, nor being stopped by a limit: the process's own
-    (ulimit -v), or its container's.
+    (ulimit -v), or its container's. Of a device: what nobody has, or torch has and does not use.
     """
+    if device != CPU:
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + unused
     free = _kilobytes("/proc/meminfo", "MemAvailable:")
     if free is None:
         free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
@@ -105,4 +112,12 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(said in text for said in _OUT_OF_MEMORY)
 
 
-_OUT_OF_MEMORY = ("not enough memory", "allocate memory", "bad_alloc", "can't start new thread")
+_OUT_OF_MEMORY = (
+    "not enough memory",
+    "allocate memory",
+    "bad_alloc",
+    "can't start new thread",
+    # CUDA's own, and its libraries' (CUBLAS_STATUS_ALLOC_FAILED).
+    "out of memory",
+    "alloc_failed",
+)

@@ -266,7 +266,7 @@ def proximal_step(
             c = lr / state["length"]
         else:
             factor = 1 + setting.momentum if setting.nesterov else 1.0
-            c = torch.tensor(lr * factor, dtype=p.dtype)
+            c = torch.tensor(lr * factor, dtype=p.dtype, device=p.device)
         p.copy_(prox(name, u, c))
         if state.get("momentum_buffer") is not None:
             state["momentum_buffer"].add_((u - p) / (c if setting.optimizer == "sgd" else lr))

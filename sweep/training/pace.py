@@ -11,6 +11,7 @@ import numpy as np
 
 from sweep.spec import Setting
 from sweep.spec.exact import EXACT
+from sweep.training.device import CPU
 from sweep.training.engines import slots_in_flight
 from sweep.training.experiment import Experiment
 from sweep.training.lanes import LanesEngine
@@ -69,7 +70,7 @@ def measure(
     Whatever ends a member early (divergence, pruning, early stopping) is not foreseen.
     """
     folds = range(len(experiment.problem.folds))
-    slots = slots_in_flight(experiment.spec.concurrency, len(folds))
+    slots = slots_in_flight(experiment.spec.concurrency, len(folds), experiment.device)
     engine = LanesEngine(experiment, slots, compile_when="kept", memory=memory)
     try:
         if settings[0].optimizer == EXACT:
@@ -146,7 +147,8 @@ def _paces(engine: LanesEngine, settings: Sequence[Setting], times: float, build
         slots = sum(min(one.members, one.program.max_slots) for one in timed)
         many = f" in {len(timed)} programs" if len(timed) > 1 else ""
         said = list(dict.fromkeys(part.engine for part in parts[: len(timed)]))
-        words = [f"lanes, {slots} slots{many}, {said[0] if len(said) == 1 else 'partly compiled'}"]
+        how = said[0] if len(said) == 1 else "partly compiled"
+        words = [f"lanes, {slots} slots{many}, {how}{engine.experiment.where}"]
     else:
         words = []
     words += [part.engine for part in parts[len(timed) :]]
@@ -205,13 +207,15 @@ def _is_compiled(one: _Timed) -> bool:
 
 def _lanes(one: _Timed, times: float) -> Pace:
     """All members of one program; `engine` tells how they step."""
+    how = one.program.stepper.how
     if not one.updates and one.warm_updates:
         # All over before it was warm.
         step = one.warm_up / one.warm_updates
         training = one.members * times * one.steps * step
-        return Pace("eager: too little to compile", training, step=step)
+        words = "eager: too little to compile" if how == "eager" else how
+        return Pace(words, training, step=step)
     if not one.updates:
-        return Pace("eager", None)
+        return Pace(how, None)
     test, folds = one.test, one.program.experiment.problem.folds
     # Other scores are of the end alone; the study's own is known then.
     again = bool(one.program.experiment.more_scores)
@@ -222,10 +226,11 @@ def _lanes(one: _Timed, times: float) -> Pace:
     members = one.members * times
     scoring = members * (one.epochs * test + last)
     stepping, waited = members * one.steps * step, one.tracing
-    if _is_compiled(one):
-        words = "compiled"
+    if how != "eager":
+        words = how
     elif STEP in one.program.stepper.errors:
-        words = "eager, since compiling fails"
+        made = "compiling" if one.program.experiment.device == CPU else "capturing it"
+        words = f"eager, since {made} fails"
     elif stepping < WORTH_SECONDS:
         words = "eager: too little to compile"
     else:
@@ -294,9 +299,9 @@ def _row_seconds(experiment: Experiment, setting: Setting) -> float:
     problem = experiment.problem
     rows = problem.folds[0].test[:512]
     try:
-        module = experiment.build_model(setting, fold=0)
+        module = experiment.build_model(setting, fold=0).to(experiment.device)
         began = time.perf_counter()
-        predict(module, problem.x_of(0), rows, problem.n_outputs)
+        predict(module, experiment.placed.x_of(0), rows, problem.n_outputs).cpu()
     except (Exception, SystemExit):
         # Its trials fail with this, and take no time for it.
         return 0.0

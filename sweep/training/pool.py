@@ -17,6 +17,7 @@ from multiprocessing.connection import Connection, wait
 
 import torch
 
+from sweep.training.device import CPU
 from sweep.training.experiment import Experiment
 from sweep.training.member import Done, Event, Failure, Member, Outcome
 from sweep.training.memory import SHARE, free_bytes, slot_bytes
@@ -82,9 +83,10 @@ class ReferencePool:
         memory: int | None = None,
     ) -> None:
         self.experiment, self.notice, self.start = experiment, notice, start
-        self.memory = int(SHARE * free_bytes()) if memory is None else memory
+        self.memory = int(SHARE * free_bytes(experiment.device)) if memory is None else memory
         self.processes = torch.get_num_threads() if processes is None else processes
-        if not possible() or start == "never":
+        # A copy of a process cannot use a GPU.
+        if not possible() or start == "never" or experiment.device != CPU:
             self.processes = 1
         # Rounding may depend on the number of threads, and must not on when processes start.
         self._threads = 1 if self.processes > 1 else None
@@ -123,7 +125,7 @@ class ReferencePool:
         """How members train, in words."""
         if self.workers:
             return f"reference, {len(self.workers)} processes"
-        return "reference, one model at a time"
+        return f"reference, one model at a time{self.experiment.where}"
 
     def limit(self, name: Name, steps: int) -> None:
         """The member ends, `stopped`, once it has tried `steps` updates."""

@@ -26,6 +26,7 @@ from sweep.spec import (
 from sweep.spec.exact import EXACT
 from sweep.spec.models import BUILT_IN
 from sweep.training.convex_penalty import make_convex_penalty
+from sweep.training.device import choose_device
 from sweep.training.experiment import Experiment
 from sweep.training.memory import machine_bytes
 from sweep.training.penalty import make_penalty
@@ -35,14 +36,17 @@ from sweep.training.through_time import recurrent_weights
 MOST_MODELS = 16
 
 
-def make_experiment(file: StudyFile) -> tuple[Experiment, list[nn.Module]]:
-    """A study file with its data, ready to train, and models as `preflight` builds them.
+def make_experiment(file: StudyFile, device: str = "cpu") -> tuple[Experiment, list[nn.Module]]:
+    """A study file with its data, ready to train on a device, and models as `preflight` builds
+    them.
 
-    Raises the SweepError that a trial would meet, with the file's name before it.
+    Raises the SweepError that a trial would meet, with the file's name before it; RequestError
+    where there is no such device (`choose_device`).
     """
+    chosen = choose_device(device, file.spec)
     try:
         problem = prepare(file.spec, file.directory)
-        experiment = Experiment(problem, file.spec, file.directory)
+        experiment = Experiment(problem, file.spec, file.directory, chosen)
         return experiment, preflight(experiment)
     except SweepError as error:
         raise type(error)(f"{file.name}: {error}") from error
@@ -61,7 +65,7 @@ def preflight(experiment: Experiment) -> list[nn.Module]:
         setting = spec.setting(params)
         if setting.model_kind in BUILT_IN:
             with torch.device("meta"):
-                _check_size(experiment.build_model(setting, fold=0), experiment.dtype)
+                _check_size(experiment, experiment.build_model(setting, fold=0))
         module = experiment.build_model(setting, fold=0)
         if setting.model_kind not in BUILT_IN:
             _check_module(experiment, setting, module)
@@ -155,10 +159,10 @@ def _check_matrices(regularizer: str, module: nn.Module, names: Sequence[str]) -
         )
 
 
-def _check_size(module: nn.Module, dtype: torch.dtype) -> None:
+def _check_size(experiment: Experiment, module: nn.Module) -> None:
     """Refuses a model that no training step fits: parameters, gradient, and two moments."""
-    needed = 4 * parameter_count(module) * dtype.itemsize
-    machine = machine_bytes()
+    needed = 4 * parameter_count(module) * experiment.dtype.itemsize
+    machine = machine_bytes(experiment.device)
     if needed > machine:
         raise SpecError(
             f"model: {parameter_count(module):,} parameters need {needed / 2**30:,.0f} GiB to "

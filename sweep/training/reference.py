@@ -26,6 +26,7 @@ from sweep.spec.exact import EXACT
 from sweep.training import through_time
 from sweep.training.clipping import clip_in_place
 from sweep.training.convex_member import ConvexMembers
+from sweep.training.device import moved
 from sweep.training.diagnosis import diagnose
 from sweep.training.divergence import (
     CODES,
@@ -48,7 +49,7 @@ from sweep.training.member import (
     make_plan,
 )
 from sweep.training.optimizers import make_torch_optimizer, proximal_step, trainable
-from sweep.training.penalty import make_penalty
+from sweep.training.penalty import Penalty, make_penalty
 from sweep.training.scoring import ScoreUndefined, judge, stopping_loss
 
 EVALUATION_ROWS = 4096
@@ -161,15 +162,16 @@ class Run:
         fold = member.fold
         module = experiment.build_model(setting, fold)
         interact = experiment.traits(setting, module).rows_interact
+        module.to(experiment.device)
         plan = make_plan(problem, spec, member, interact)
         self.steps = plan.steps
         names = penalized(module, penalize_bias=spec.penalize_bias, patterns=spec.penalize)
-        penalty = make_penalty(experiment, setting)
+        penalty: Penalty = moved(make_penalty(experiment, setting), experiment.device)
         optimizer = make_torch_optimizer(module, setting, names)
         parameters = trainable(module)
         dropouts = [m for m in module.modules() if isinstance(m, KeyedDropout)]
-        x, y = problem.x_of(fold), problem.y_of(fold)
-        weights = experiment.row_weights[fold]
+        x, y = experiment.placed.x_of(fold), experiment.placed.y_of(fold)
+        weights: Tensor | None = moved(experiment.row_weights[fold], experiment.device)
         with torch.no_grad():
             watch = new_watch(tensor_sizes(parameters))
         recurrent = through_time.recurrent_weights(module, names) if penalty.recurrent else []
@@ -178,13 +180,15 @@ class Run:
 
         for epoch in range(plan.epochs):
             self.epoch = epoch
-            order = plan.train[permutation(spec.seed, fold, epoch, len(plan.train))]
+            order = torch.from_numpy(
+                plan.train[permutation(spec.seed, fold, epoch, len(plan.train))]
+            ).to(experiment.device)
             module.train()
             for i in range(plan.steps_per_epoch):
                 if self.limit is not None and self.step >= self.limit:
                     yield Done(member, Outcome(stopped=True))
                     return
-                rows = torch.from_numpy(order[i * plan.batch : (i + 1) * plan.batch])
+                rows = order[i * plan.batch : (i + 1) * plan.batch]
                 for dropout in dropouts:
                     dropout.key.fill_(dropout_key(spec.seed, fold, self.step))
                 # What a user's module draws by itself is at least the same in every replay.
@@ -274,6 +278,7 @@ class Run:
                 yield None
                 continue
             module = self.experiment.build_model(self.member.setting, self.member.fold)
+            module.to(self.experiment.device)
             weight, bias = task.problem.design.model_weights(found)
             with torch.no_grad():
                 named = dict(module.named_parameters())
@@ -291,7 +296,8 @@ class Run:
     ) -> Outcome:
         """What a trained module comes to, on its fold's test and training rows."""
         experiment, problem, fold = self.experiment, self.experiment.problem, self.member.fold
-        x, test, parameters = problem.x_of(fold), problem.folds[fold].test, trainable(module)
+        x, test = experiment.placed.x_of(fold), problem.folds[fold].test
+        parameters = trainable(module)
         outputs = predict(module, x, test, problem.n_outputs)
         train_outputs = predict(module, x, train, problem.n_outputs)
         return Outcome(
@@ -324,7 +330,7 @@ def as_matrix(outputs: Tensor, n_outputs: int) -> Tensor:
 def predict(module: nn.Module, x: Tensor | ScaledRows, rows: object, n_outputs: int) -> Tensor:
     """Outputs (n, n_outputs) on the given rows, in evaluation mode."""
     module.eval()
-    index = torch.as_tensor(rows)
+    index = torch.as_tensor(rows).to(x.device)
     chunks = [as_matrix(module(x[part]), n_outputs) for part in torch.split(index, EVALUATION_ROWS)]
     return torch.cat(chunks)
 

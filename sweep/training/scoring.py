@@ -27,6 +27,7 @@ def judge(
     Not finite if an output is not. Raises ScoreUndefined where finite outputs have no score, as
     the ROC AUC of a single class.
     """
+    outputs = outputs.cpu()
     if not torch.isfinite(outputs).all():
         return math.nan
     index = torch.from_numpy(rows)
@@ -61,4 +62,4 @@ def stopping_loss(
     index = torch.from_numpy(rows)
     y, weights = experiment.problem.y_of(fold)[index], experiment.row_weights[fold]
     given = None if weights is None else weights[index]
-    return float(mean_loss(experiment.problem.kind, outputs, y, given))
+    return float(mean_loss(experiment.problem.kind, outputs.cpu(), y, given))

@@ -120,7 +120,7 @@ class Objective:
             optimizer = torch.optim.SGD(model.parameters(), lr=rate, momentum=0.9)
         for epoch in range(self.epochs):
             self.epochs_trained += 1
-            order = torch.from_numpy(permutation(0, fold, epoch, len(x)))
+            order = torch.from_numpy(permutation(0, fold, epoch, len(x))).to(x.device)
             for batch in order.split(self.batch):
                 loss = LOSS(model(x[batch]), y[batch])
                 if l1:

@@ -109,10 +109,16 @@ def assert_agree(study, trials=None, slots=64, float64_tolerance=1e-9):
     trials = trials or {i: {"learning_rate": rate} for i, rate in enumerate(RATES)}
     lanes = train(exp, trials, "lanes", slots)
     alone = train(exp, trials, "reference")
+    assert lanes.keys() == alone.keys() == trials.keys()
+    assert_same(exp, lanes, alone, float64_tolerance)
+    return alone
+
+
+def assert_same(exp, lanes, alone, float64_tolerance=1e-9):
+    """The results of the same trials but for rounding."""
     # In float32 the residuals of a model that fits nearly exactly are rounding to some part.
     exact = exp.spec.train.dtype == "float64"
     tolerance, least = (float64_tolerance, 1e-12) if exact else (1e-4, 1e-9)
-    assert lanes.keys() == alone.keys() == trials.keys()
     for number, one in alone.items():
         many = lanes[number]
         if one.failure is not None:
@@ -134,7 +140,6 @@ def assert_agree(study, trials=None, slots=64, float64_tolerance=1e-9):
         np.testing.assert_allclose(
             list(many.intermediate.values()), list(one.intermediate.values()), rtol=tolerance
         )
-    return alone
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])

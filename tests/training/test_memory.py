@@ -138,6 +138,11 @@ def test_a_failed_allocation_is_known_by_its_name_or_words():
         torch.empty(2**60, dtype=torch.uint8)
     assert is_out_of_memory(refused.value)
     assert is_out_of_memory(MemoryError()) and is_out_of_memory(torch.OutOfMemoryError())
+    for said in (
+        "CUDA error: out of memory",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling",
+    ):
+        assert is_out_of_memory(RuntimeError(said))
     assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
 
 

@@ -48,13 +48,15 @@ def experiment(study: dict) -> Experiment:
 
 
 def train(
-    exp: Experiment, trials: dict[int, dict], engine: str = "lanes", slots: int = 64
+    exp: Experiment, trials: dict[int, dict], engine: str = "lanes", slots: int = 64, **options
 ) -> dict[int, TrialResult]:
-    """The trials' results; a notice that a module cannot be batched is an error."""
+    """The trials' results; a notice that a module cannot be batched is an error. `options`: of
+    LanesEngine.
+    """
     if engine == "reference":
         made = ReferenceEngine(exp)
     else:
-        made = LanesEngine(exp, slots, notice=_refuse)
+        made = LanesEngine(exp, slots, notice=_refuse, **options)
     schedule = Schedule(made, len(exp.problem.folds))
     for number, params in trials.items():
         schedule.start(number, exp.spec.setting(params))
@@ -64,6 +66,7 @@ def train(
             if isinstance(news, Finished):
                 results[news.trial] = news.result
     assert made.pending == 0
+    made.close()
     return results
 
 
