@@ -27,13 +27,14 @@ from sweep.training.lanes_cache import cache_directory, processor, tidy, write
 from sweep.training.lanes_library import CompiledProgram
 from sweep.training.lanes_trace import Traced, fingerprint
 
-WORTH_SECONDS = 15.0
-"""Eager training left that makes compiling worth its while."""
-SCORING_WORTH_SECONDS = 5.0
-"""Compiled training left that makes it worth while to compile the scoring as well, which takes ten
-seconds: this run gains little, and every later one has it."""
-TRACE_WORTH_SECONDS = 2.0
-"""Eager training left that makes it worth while to look whether the step was compiled before."""
+WORTH_SECONDS, SCORING_WORTH_SECONDS = 15.0, 5.0
+"""Training left, in seconds, that makes it worth while to compile the step, and then the scoring:
+which this run gains little from, and every later one has."""
+WORTH_A_NODE = 0.025
+"""The same of a large graph, for each of its nodes: compiling takes 0.04 s a node."""
+TRACE_WORTH_SECONDS = 6.0
+"""Eager training left that makes it worth while to look by tracing, which takes 3 to 10 seconds,
+whether another study's step is this one."""
 POLL_SECONDS = 0.1
 
 
@@ -69,6 +70,16 @@ class Compilation:
     def is_complete(self) -> bool:
         """Whether nothing more can come."""
         return len(self.ready) + len(self.errors) == len(self._sources)
+
+    def worth(self) -> float:
+        """Seconds of training left that make it worth while to compile the next program."""
+        missing = [
+            traced
+            for name, traced in (self.traced or {}).items()
+            if name not in self.ready and name not in self.errors
+        ]
+        nodes = len(missing[0].graph.graph.nodes) if missing else 0
+        return max(SCORING_WORTH_SECONDS if self.ready else WORTH_SECONDS, WORTH_A_NODE * nodes)
 
     @property
     def is_at_work(self) -> bool:

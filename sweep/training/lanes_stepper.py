@@ -22,9 +22,7 @@ from sweep.training import lanes_graph
 from sweep.training.batches import FoldTable
 from sweep.training.device import CPU
 from sweep.training.lanes_compile import (
-    SCORING_WORTH_SECONDS,
     TRACE_WORTH_SECONDS,
-    WORTH_SECONDS,
     Compilation,
     in_a_line,
 )
@@ -242,8 +240,7 @@ class Stepper:
                 left = steps_left * (self.step_seconds or least)
                 if left >= TRACE_WORTH_SECONDS and not had:
                     self.compilation.trace()
-                worth = SCORING_WORTH_SECONDS if had else WORTH_SECONDS
-                if left >= worth and self.compile_when != "kept":
+                if self.compile_when != "kept" and left >= self.compilation.worth():
                     self.compilation.start()
             self.compilation.poll()
         if self.is_compiled and not had:

@@ -19,7 +19,7 @@ from sweep.spec import load_spec
 from sweep.training import lanes_compile
 from sweep.training.lanes_brief import brief
 from sweep.training.lanes_cache import LEFT_SECONDS, _own_directory, cache_directory, tidy
-from sweep.training.lanes_compile import Compilation
+from sweep.training.lanes_compile import WORTH_A_NODE, WORTH_SECONDS, Compilation
 from sweep.training.lanes_library import CompiledProgram
 from sweep.training.lanes_member import LaneModel
 from sweep.training.lanes_program import Program
@@ -307,6 +307,39 @@ def test_a_compiler_ends_with_all_that_it_has_started(home):
     while list(members(group)):
         assert time.monotonic() < until
         time.sleep(0.05)
+
+
+def test_a_large_program_is_compiled_where_more_training_is_left(home, monkeypatch):
+    """Compiling takes longer the more operations there are: a step over a hundred steps in time
+    has six times those of a small network.
+    """
+    found = compilation()
+    assert found.worth() == WORTH_SECONDS
+    found.trace()
+    nodes = {name: len(traced.graph.graph.nodes) for name, traced in found.traced.items()}
+    assert found.worth() == max(WORTH_SECONDS, WORTH_A_NODE * nodes[STEP])
+    monkeypatch.setattr(lanes_compile, "WORTH_A_NODE", 1.0)
+    assert found.worth() == nodes[STEP] > nodes["scoring"]
+    found.errors[STEP] = "a compiler's error"
+    assert found.worth() == nodes["scoring"]
+
+
+def test_eager_steps_leave_a_core_to_the_compiler(home):
+    """With a thread too many each operation waits for the thread that has no core."""
+    program, _ = begun(experiment(BASE), PARAMS, SLOTS)
+    stepper, counts = program.stepper, []
+    step = stepper.step
+    stepper._threads = 3
+    stepper.step = lambda *given: (counts.append(torch.get_num_threads()), step(*given))[1]
+    before = torch.get_num_threads()
+    program.advance()
+    stepper.compilation = compilation()
+    stepper.compilation.start()
+    program.advance()
+    assert stepper.compilation.is_at_work
+    stepper.close()
+    assert set(counts) == {before, 2} and counts[0] == before and counts[-1] == 2
+    assert torch.get_num_threads() == before
 
 
 def test_where_nothing_can_be_written_nothing_is_compiled(tmp_path, monkeypatch):
