@@ -68,6 +68,12 @@ class Chunk(NamedTuple):
             yield StepInputs(folds, rows, n_rows, step, rate)
 
 
+def contiguous(state: State) -> State:
+    """A state that may be changed in place: torch.func may leave tensors transposed or expanded."""
+    made: State = tree_map(lambda t: t.contiguous() if isinstance(t, Tensor) else t, state)
+    return made
+
+
 class Stepper:
     """The step of one program, in whatever form is best at present.
 
@@ -148,12 +154,24 @@ class Stepper:
         return state
 
     def _run(self, state: State, chunk: Chunk) -> State:
+        """Eagerly: operation by operation of the traced step, once there is one.
+
+        Else by torch.func, which takes as long again to find out what to do as to do it.
+        """
         # Threads that share an operation wait for the last of them: were one's core taken by the
         # compiler, all would go at a quarter of their speed.
-        is_one_taken = self.compilation is not None and self.compilation.is_at_work
+        compilation = self.compilation
+        is_one_taken = compilation is not None and compilation.is_at_work
+        traced = (compilation.traced or {}).get(STEP) if compilation is not None else None
         with on_threads(max(1, self._threads - 1) if is_one_taken else None):
+            if traced is None:
+                for inputs in chunk.inputs():
+                    state = self.step(state, inputs, self.table)
+                return state
+            state = contiguous(state)
+            whole = tensors(state)
             for inputs in chunk.inputs():
-                state = self.step(state, inputs, self.table)
+                traced.graph([*whole, *inputs], self._shared)
         return state
 
     def _run_captured(self, state: State, chunk: Chunk) -> State:
@@ -174,8 +192,7 @@ class Stepper:
     def _run_compiled(self, state: State, chunk: Chunk) -> State:
         compiled = self.compiled()
         assert compiled is not None
-        # The eager step may leave tensors transposed.
-        state = tree_map(lambda t: t.contiguous() if isinstance(t, Tensor) else t, state)
+        state = contiguous(state)
         whole = tensors(state)
         lanes = len(chunk.folds)
         rounds = max(1, round(lanes / (self._threads * self._block_size(whole, chunk))))

@@ -29,10 +29,11 @@ MOST_SECONDS = 10.0
 """Trained for no longer, whatever is not known by then."""
 WARM_UP = 2
 """The first turns of a program import and allocate; they are not timed."""
-COMPILE_SECONDS = 20.0
-"""Of compiling beside training: it takes 15 to 30 seconds, and cannot be tried out in two."""
-COMPILED_GAIN = 3.0
-"""By how much a compiled step is assumed to be quicker than the eager one that was measured."""
+COMPILING = 4 / 3
+"""Compiling beside training takes so many times the seconds of training that make it worth while:
+20 seconds for a small network. It cannot be tried out in two."""
+COMPILED_GAIN = 2.0
+"""By how much a compiled step is assumed to be quicker than the traced one that was measured."""
 EXACT_SECONDS = 3.0
 """Solved for no longer."""
 
@@ -65,7 +66,7 @@ def measure(
     where s and c are measured with as many lanes, on as many threads, as a run has. Members that
     cannot be batched are timed one at a time, and divided by the processes that they are worth.
     A step that was compiled before is timed as such; one that will be compiled is assumed to be
-    `COMPILED_GAIN` times as quick as the eager one, after `COMPILE_SECONDS` of that.
+    `COMPILED_GAIN` times as quick as the eager one, after the seconds that compiling takes.
 
     Whatever ends a member early (divergence, pruning, early stopping) is not foreseen.
     """
@@ -186,8 +187,7 @@ def _train(engine: LanesEngine, timed: list[_Timed]) -> list[_Timed]:
                 # Looked for among the compiled steps, which takes a second or two.
                 one.tracing = seconds
                 spent -= seconds
-                if _is_compiled(one):
-                    one.forget()
+                one.forget()
             elif one.program.trained > trained:
                 try:
                     one.take(seconds, one.program.trained - trained, events)
@@ -201,8 +201,10 @@ def _was_traced(one: _Timed) -> bool:
     return compilation is not None and compilation.traced is not None
 
 
-def _is_compiled(one: _Timed) -> bool:
-    return one.program.stepper.is_compiled
+def _worth(one: _Timed) -> float:
+    """Seconds of training that make it worth while to compile the step."""
+    compilation = one.program.stepper.compilation
+    return WORTH_SECONDS if compilation is None else compilation.worth()
 
 
 def _lanes(one: _Timed, times: float) -> Pace:
@@ -231,11 +233,11 @@ def _lanes(one: _Timed, times: float) -> Pace:
     elif STEP in one.program.stepper.errors:
         made = "compiling" if one.program.experiment.device == CPU else "capturing it"
         words = f"eager, since {made} fails"
-    elif stepping < WORTH_SECONDS:
+    elif stepping < (worth := _worth(one)):
         words = "eager: too little to compile"
     else:
-        words = f"compiled after about {COMPILE_SECONDS:.0f} s"
-        eager = min(stepping, COMPILE_SECONDS)
+        words = f"compiled after about {COMPILING * worth:.0f} s"
+        eager = min(stepping, COMPILING * worth)
         stepping = (stepping - eager) / COMPILED_GAIN
         waited += eager
     return Pace(words, one.warm_up + stepping + scoring + waited, scoring, waited, step)

@@ -8,6 +8,8 @@ from sweep.problem.regularizers import REGULARIZERS
 from sweep.spec.exact import EXACT
 from sweep.spec.models import BUILT_IN
 from sweep.spec.study import BuiltInRegularizer, Optimizer, TrainSpec
+from sweep.training import lanes_stepper
+from sweep.training.lanes_step import LaneStep
 
 from .trials import BASE, experiment, merge, train
 
@@ -154,6 +156,23 @@ def test_every_model(model, dtype):
         {i: {"learning_rate": rate} for i, rate in rates.items()},
     )
     assert any(result.fold_scores for result in results.values())
+
+
+@pytest.mark.parametrize("model", ["weighted", "mlp dropout", "mlp batch norm", "cnn", "rnn"])
+def test_a_traced_step_is_the_step_that_was_traced(model, monkeypatch, tmp_path):
+    """Eager training goes on with the operations of the traced step, in the same order."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    study = merge(BASE, **MODELS[model], regularizer="l1", lam=0.01)
+    trials = {i: {"learning_rate": rate} for i, rate in enumerate(RATES)}
+    results, mapped, steps = [], [], []
+    own = LaneStep.__call__
+    monkeypatch.setattr(LaneStep, "__call__", lambda *a: (mapped.append(1), own(*a))[1])
+    for worth in (0.0, 1e9):
+        monkeypatch.setattr(lanes_stepper, "TRACE_WORTH_SECONDS", worth)
+        results.append(train(experiment(study), trials, compile_when="kept"))
+        steps.append(len(mapped))
+    assert steps[0] == 1 < steps[1]
+    assert results[0] == results[1]
 
 
 @pytest.mark.parametrize("penalty", PENALTIES)
