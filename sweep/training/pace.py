@@ -29,9 +29,9 @@ MOST_SECONDS = 10.0
 """Trained for no longer, whatever is not known by then."""
 WARM_UP = 2
 """The first turns of a program import and allocate; they are not timed."""
-COMPILING = 4 / 3
-"""Compiling beside training takes so many times the seconds of training that make it worth while:
-20 seconds for a small network. It cannot be tried out in two."""
+COMPILING = 1.0
+"""Compiling beside training takes so many times the seconds of training that make it worth while,
+and cannot be tried out in two."""
 COMPILED_GAIN = 2.0
 """By how much a compiled step is assumed to be quicker than the traced one that was measured."""
 EXACT_SECONDS = 3.0
