@@ -30,9 +30,9 @@ from sweep.training.lanes_trace import Traced, fingerprint
 WORTH_SECONDS, SCORING_WORTH_SECONDS = 15.0, 5.0
 """Training left, in seconds, that makes it worth while to compile the step, and then the scoring:
 which this run gains little from, and every later one has."""
-WORTH_A_NODE = 0.04
-"""The same of a large graph, for each of its nodes. Compiling takes about so long, of one core:
-with less training left than that it may come to no end, and all of it was for nothing."""
+WORTH_A_NODE = 0.025
+"""The same of a large graph, for each of its nodes. Compiling takes 0.04 s a node, of one core, and
+training is slower meanwhile: with less left than this it comes to no end."""
 TRACE_WORTH_SECONDS = 6.0
 """Eager training left that makes it worth while to look by tracing, which takes 3 to 10 seconds,
 whether another study's step is this one."""

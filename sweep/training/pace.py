@@ -29,7 +29,7 @@ MOST_SECONDS = 10.0
 """Trained for no longer, whatever is not known by then."""
 WARM_UP = 2
 """The first turns of a program import and allocate; they are not timed."""
-COMPILING = 1.0
+COMPILING = 1.6
 """Compiling beside training takes so many times the seconds of training that make it worth while,
 and cannot be tried out in two."""
 COMPILED_GAIN = 2.0
