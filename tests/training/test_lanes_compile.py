@@ -335,6 +335,12 @@ def test_eager_steps_leave_a_core_to_the_compiler(home):
     program.advance()
     stepper.compilation = compilation()
     stepper.compilation.start()
+    traced = stepper.compilation.traced[STEP]
+    graph = traced.graph
+    counted = traced._replace(
+        graph=lambda *given: (counts.append(torch.get_num_threads()), graph(*given))[1]
+    )
+    stepper.compilation.traced[STEP] = counted
     program.advance()
     assert stepper.compilation.is_at_work
     stepper.close()
