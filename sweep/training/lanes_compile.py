@@ -2,8 +2,9 @@
 
 What was compiled before, by any run on this machine, is there at once. Else training goes on
 eagerly, and what is compiled takes over when it is done, if the training left is worth it:
-compiling takes 15 to 30 seconds, a compiled step a third of an eager one or less. Without a C++
-compiler, or where compiling fails, training stays eager.
+compiling takes 15 to 30 seconds for a small network and a minute or two for a recurrent one, a
+compiled step half of an eager one. Without a C++ compiler, or where compiling fails, training
+stays eager.
 """
 
 from __future__ import annotations

@@ -1,6 +1,9 @@
 """Steps all lanes of a program: eagerly, and compiled as soon as that is there and pays; on a GPU
 as a captured graph.
 
+Eager steps go through torch.func until the step has been traced, and then operation by operation
+of what was traced, with the same results.
+
 A compiled step takes the lanes in blocks. A thread takes a block through all steps of a chunk by
 itself: no step waits for another block's, which would stall all when one core is busy elsewhere,
 and a block's weights stay in that core's cache. How many lanes a block has is measured.
