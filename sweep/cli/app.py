@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import gc
 import os
 import sys
@@ -24,9 +22,6 @@ from sweep.cli.replay import replay
 from sweep.cli.run import run
 from sweep.cli.service import dashboard, upgrade
 from sweep.errors import SweepError
-
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-"""Of glibc's malloc.h."""
 
 app = typer.Typer(
     name="sweep",
@@ -99,25 +94,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Half a million objects are made by imports alone, and kept: looking through them for cycles
     # took a fifth of the time to start, and a twentieth of a sweep's.
     gc.set_threshold(50_000, 20, 50)
-    _keep_freed_memory()
     code = _run(list(sys.argv[1:] if arguments is None else arguments))
     if arguments is None and threading.active_count() > 1:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
     return code
-
-
-def _keep_freed_memory() -> None:
-    """Memory that a step frees the next one takes again: blocks below 32 MiB, 256 MiB in all.
-
-    The C library gives it back to the system at once, and a tenth of eager training went into
-    getting it anew, page by page. See mallopt(3).
-    """
-    with contextlib.suppress(AttributeError, OSError, TypeError):
-        adjust = ctypes.CDLL(None).mallopt
-        adjust(M_MMAP_THRESHOLD, 32 << 20)
-        adjust(M_TRIM_THRESHOLD, 256 << 20)
 
 
 def _run(given: list[str]) -> int:

@@ -21,7 +21,7 @@ from sweep.training.lanes_member import LaneModel
 from sweep.training.lanes_program import Program
 from sweep.training.lanes_stepper import STEP
 from sweep.training.member import Done, Event, Member
-from sweep.training.memory import SHARE, free_bytes, is_out_of_memory, slot_bytes
+from sweep.training.memory import SHARE, free_bytes, is_out_of_memory, keep_freed_memory, slot_bytes
 from sweep.training.pool import ReferencePool
 from sweep.training.unbatchable import explain, in_short
 
@@ -45,6 +45,7 @@ class LanesEngine:
         self.memory = int(SHARE * free_bytes(experiment.device)) if memory is None else memory
         self.reference = ReferencePool(experiment, notice, memory=self.memory)
         self.solver = Solver(experiment, slots)
+        keep_freed_memory()
         # It would tell a user to report to PyTorch what this engine measures and decides itself.
         torch._C._functorch._set_vmap_fallback_warning_enabled(False)  # type: ignore[attr-defined]
         self._programs: dict[Any, Program] = {}
