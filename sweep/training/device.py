@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_map_only
 
 from sweep.errors import RequestError
 from sweep.spec import StudySpec
@@ -48,4 +48,4 @@ def choose_device(name: str, spec: StudySpec) -> torch.device:
 
 def moved(tree: Any, device: torch.device) -> Any:
     """The same tree, its tensors on the device; those that are there already are not copied."""
-    return tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, tree)
+    return tree_map_only(Tensor, lambda t: t.to(device), tree)

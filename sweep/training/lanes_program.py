@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_map, tree_map_only
 
 from sweep.training.batches import BatchOrders, FoldTable
 from sweep.training.device import moved
@@ -145,7 +145,7 @@ class Program:
         if self.state is None:
             return
         kept = self._index([*used, *[0] * (size - len(used))])
-        self.state = tree_map(lambda t: t[kept] if isinstance(t, Tensor) else t, self.state)
+        self.state = tree_map_only(Tensor, lambda t: t[kept], self.state)
         self.best = {name: t[kept] for name, t in self.best.items()}
 
     def _load(self, new: Sequence[tuple[int, LaneModel]]) -> None:
@@ -159,9 +159,7 @@ class Program:
         slots = self._index([slot for slot, _ in new])
         if self.state is None:
             size = len(self.lanes)
-            self.state = tree_map(
-                lambda t: t.new_zeros(size, *t.shape[1:]) if isinstance(t, Tensor) else t, stacked
-            )
+            self.state = tree_map_only(Tensor, lambda t: t.new_zeros(size, *t.shape[1:]), stacked)
         tree_map(
             lambda whole, part: (
                 whole.index_copy_(0, slots, part) if isinstance(whole, Tensor) else whole

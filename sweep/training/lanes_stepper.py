@@ -19,16 +19,12 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_map_only
 
 from sweep.training import lanes_graph
 from sweep.training.batches import FoldTable
 from sweep.training.device import CPU
-from sweep.training.lanes_compile import (
-    TRACE_WORTH_SECONDS,
-    Compilation,
-    in_a_line,
-)
+from sweep.training.lanes_compile import TRACE_WORTH_SECONDS, Compilation, in_a_line
 from sweep.training.lanes_graph import CapturedStep, NotCapturedError
 from sweep.training.lanes_library import CompiledProgram
 from sweep.training.lanes_step import LaneStep, State, StepInputs
@@ -73,7 +69,7 @@ class Chunk(NamedTuple):
 
 def contiguous(state: State) -> State:
     """A state that may be changed in place: torch.func may leave tensors transposed or expanded."""
-    made: State = tree_map(lambda t: t.contiguous() if isinstance(t, Tensor) else t, state)
+    made: State = tree_map_only(Tensor, Tensor.contiguous, state)
     return made
 
 
@@ -268,9 +264,8 @@ class Stepper:
 
     def _source(self, state: State, chunk: Chunk) -> Callable[[], Traced]:
         """Traces the step. Keeps one lane of each tensor, for its form."""
-        state, inputs = tree_map(
-            lambda t: t[:1].clone() if isinstance(t, Tensor) else t, (state, next(chunk.inputs()))
-        )
+        given = (state, next(chunk.inputs()))
+        state, inputs = tree_map_only(Tensor, lambda t: t[:1].clone(), given)
         function = step_function(self.step, state, inputs, self.table)
         return lambda: trace(function, tensors((state, inputs)), self._shared)
 
