@@ -383,3 +383,10 @@ def test_a_convolution_of_many_models_is_not_compiled_for_one_number_of_them(hom
     found = compilation(model={"kind": kind}, data={"source": source})
     found.trace()
     assert "group a lane" in found.errors[STEP] and STEP not in found.libraries
+
+
+def test_a_convolution_is_traced_for_any_number_of_models(home):
+    """In the step and in the scoring, where it is written out."""
+    found = compilation(model={"kind": "cnn"}, data={"source": "python:toy_data:images"})
+    found.trace()
+    assert not found.errors and found.traced.keys() == {STEP, "scoring"}
