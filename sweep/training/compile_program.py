@@ -3,18 +3,22 @@ python compile_program.py SOURCE PARENT.
 
 SOURCE holds a pickled list of dicts: `graph`, `lanes` and `shared` (shape and dtype of its inputs,
 those of the lanes without the number of lanes, the shared ones without the number of rows if that
-is open), `open_rows`, `library` (the file to write). A library computes on one thread. A process of
-its own, because compiling takes many seconds of Python that would hold up training, and because it
-can be ended at any time; it ends by itself when the process PARENT is gone. Imports torch alone.
+is open), `open_rows`, `library` (the file to write), `native` (the library of lanes_native.cpp, to
+be written if it is not there). A library computes on one thread. A process of its own, because
+compiling takes many seconds of Python that would hold up training, and because it can be ended at
+any time; it ends by itself when the process PARENT is gone. Imports torch alone.
 """
 
 import os
 import pickle
+import shlex
 import signal
+import subprocess
 import sys
 import threading
 import time
 import zipfile
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +27,20 @@ import torch
 import torch._higher_order_ops.triton_kernel_wrap
 
 EXAMPLE_LANES, EXAMPLE_ROWS = 8, 24
+NATIVE_SOURCE = Path(__file__).with_name("lanes_native.cpp")
+FLAGS = ("-O3", "-march=native", "-std=gnu++17", "-fPIC", "-shared")
+
+BMM = torch.ops.aten.bmm.default
+MATMUL_NAME = "sweep::lanes_matmul"
+"""An operator of this process alone, for the compiler: computed by lanes_native.cpp."""
+torch.library.define(MATMUL_NAME, "(Tensor a, Tensor b) -> Tensor", tags=torch.Tag.flexible_layout)
+torch.library.impl(MATMUL_NAME, "CPU", torch.bmm)
+torch.library.register_fake(MATMUL_NAME, torch.bmm)
+MATMUL = torch.ops.sweep.lanes_matmul.default
+MATMUL_IN_C = (
+    "AOTITorchError aoti_torch_cpu_lanes_matmul"
+    "(AtenTensorHandle, AtenTensorHandle, AtenTensorHandle*)"
+)
 
 
 def main(source: str, parent: int) -> None:
@@ -33,7 +51,10 @@ def main(source: str, parent: int) -> None:
 
     torch.set_num_threads(1)
     inductor.compile_threads = 1
+    inductor.aot_inductor.custom_ops_to_c_shims = {MATMUL: [MATMUL_IN_C]}
     for i, job in enumerate(jobs):
+        if make_native(job["native"], f"{source}.native"):
+            multiply_natively(job["graph"])
         compile_one(job, f"{source}.{i}")
 
 
@@ -42,6 +63,34 @@ def end_with(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(1)
     os.killpg(os.getpgid(0), signal.SIGKILL)
+
+
+def make_native(library: str, scratch: str) -> bool:
+    """Makes the library of what is native unless it is there. Whether it is: an old compiler may
+    not know how, and PyTorch's own operators serve too.
+    """
+    if not os.path.exists(library):
+        import torch._inductor.config as inductor
+        from torch.utils.cpp_extension import include_paths, library_paths
+
+        compiler = shlex.split(next(c for c in inductor.cpp.cxx if c))
+        torch_s = [f"-I{p}" for p in include_paths()] + [f"-L{p}" for p in library_paths()]
+        files = [str(NATIVE_SOURCE), "-o", scratch, "-ltorch_cpu"]
+        command = [*compiler, *FLAGS, *torch_s, *files]
+        done = subprocess.run(command, capture_output=True)
+        if done.returncode:
+            return False
+        os.chmod(scratch, 0o700)
+        os.replace(scratch, library)
+    return True
+
+
+def multiply_natively(graph: torch.fx.GraphModule) -> None:
+    """Has the graph's products computed by lanes_native.cpp."""
+    for node in graph.graph.nodes:
+        if node.target is BMM:
+            node.target = MATMUL
+    graph.recompile()
 
 
 def compile_one(job: dict[str, Any], scratch: str) -> None:

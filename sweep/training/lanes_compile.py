@@ -38,6 +38,7 @@ TRACE_WORTH_SECONDS = 6.0
 """Eager training left that makes it worth while to look by tracing, which takes 3 to 10 seconds,
 whether another study's step is this one."""
 POLL_SECONDS = 0.1
+NATIVE_SOURCE = Path(__file__).with_name("lanes_native.cpp")
 
 
 class Compilation:
@@ -60,11 +61,12 @@ class Compilation:
         except OSError as error:
             self._fail(error)
             return
-        self._about = (torch.__version__, torch.backends.cpu.get_cpu_capability(), processor())
+        machine = (torch.__version__, torch.backends.cpu.get_cpu_capability(), processor())
+        self._about = (NATIVE_SOURCE.read_text(), *machine)
+        self._native = self._directory / f"native-{_digest(self._about)}.so"
         self._index: Path | None = None
         if brief is not None:
-            name = hashlib.sha256(repr((brief, self._about)).encode()).hexdigest()[:32]
-            self._index = self._directory / f"{name}.json"
+            self._index = self._directory / f"{_digest((brief, self._about))}.json"
             self._look_up(self._index)
         self._load()
 
@@ -120,7 +122,11 @@ class Compilation:
     def _start(self) -> None:
         assert self.traced is not None
         jobs = [
-            {**traced._asdict(), "library": str(self.libraries[name])}
+            {
+                **traced._asdict(),
+                "library": str(self.libraries[name]),
+                "native": str(self._native),
+            }
             for name, traced in self.traced.items()
             if name not in self.ready
         ]
@@ -204,14 +210,21 @@ class Compilation:
             if name in self.ready or name in self.errors or not library.exists():
                 continue
             try:
-                self.ready[name] = CompiledProgram(library, torch.get_num_threads())
+                program = CompiledProgram(library, self._native, torch.get_num_threads())
+                self.ready[name] = program
             except Exception:
                 # Written by another build of torch, or cut short when the power failed.
                 library.unlink(missing_ok=True)
                 continue
             with contextlib.suppress(OSError):
                 os.utime(library)
+                os.utime(self._native)
+            with contextlib.suppress(OSError):
                 tidy(self._directory)
+
+
+def _digest(about: object) -> str:
+    return hashlib.sha256(repr(about).encode()).hexdigest()[:32]
 
 
 def in_a_line(error: BaseException) -> str:

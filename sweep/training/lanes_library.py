@@ -11,23 +11,28 @@ import ctypes
 import struct
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-Pointer = ctypes.c_void_p
+Pointer, Count = ctypes.c_void_p, ctypes.c_int64
 
 
 class CompiledProgram:
     """A program compiled for any number of lanes from two on. It changes the lanes in place.
 
-    Raises OSError or AttributeError where the file is no such library.
+    `native`: the library of lanes_native.cpp, which the program may need; where it was not made
+    the program does without. Raises OSError or AttributeError where a file is no such library.
     """
 
-    def __init__(self, library: Path, threads: int) -> None:
-        if not _is_whole(library):
-            raise OSError(f"{library} is cut short")
-        code = ctypes.CDLL(str(library))
+    def __init__(self, library: Path, native: Path, threads: int) -> None:
+        self._run_steps: Any = None
+        if native.exists():
+            # Global: the program finds there what it lacks.
+            self._run_steps = _loaded(native, ctypes.RTLD_GLOBAL).sweep_run_steps
+            self._run_steps.argtypes = [Pointer, Pointer, Count, Pointer, Pointer, Count]
+        code = _loaded(library, ctypes.DEFAULT_MODE)
         create = code.AOTInductorModelContainerCreateWithDevice
         create.argtypes = [ctypes.POINTER(Pointer), ctypes.c_size_t, ctypes.c_char_p, Pointer]
         self._run = code.AOTInductorModelContainerRun
@@ -49,16 +54,50 @@ class CompiledProgram:
         if create(ctypes.byref(self._container), threads, b"cpu", None):
             raise OSError(f"{library} cannot be used")
 
+    def steps(
+        self, state: Sequence[Tensor], inputs: Sequence[Tensor], shared: Sequence[Tensor]
+    ) -> None:
+        """Runs once for each of the `inputs`' parts along their first axis, one after the other.
+
+        Without a return to Python: threads that compute would wait there for each other, and for
+        whatever else it does.
+        """
+        n_steps = len(inputs[0])
+        if self._run_steps is None:
+            for step in range(n_steps):
+                self([*state, *(t[step] for t in inputs)], shared)
+            return
+        given = [*state, *inputs, *shared]
+        handles = self._handles(given)
+        stepwise = (ctypes.c_bool * len(given))()
+        stepwise[len(state) : len(state) + len(inputs)] = [True] * len(inputs)
+        run = ctypes.cast(self._run, Pointer)
+        failed = self._run_steps(run, self._container, n_steps, handles, stepwise, len(given))
+        for handle in handles:
+            self._delete(handle)
+        if failed:
+            raise RuntimeError("the compiled program failed")
+
     def __call__(self, lanes: Sequence[Tensor], shared: Sequence[Tensor]) -> None:
         given = [*lanes, *shared]
-        capsules = torch._C._aoti.unsafe_alloc_void_ptrs_from_tensors(given)
-        handles = (Pointer * len(given))(*[self._address(c, None) for c in capsules])
+        handles = self._handles(given)
         returned = (Pointer * 1)()
         # The library takes over the handles it is given, and leaves the one it returns.
         failed = self._run(self._container, handles, len(given), returned, 1, None, None)
         if failed:
             raise RuntimeError("the compiled program failed")
         self._delete(returned[0])
+
+    def _handles(self, tensors: Sequence[Tensor]) -> ctypes.Array[ctypes.c_void_p]:
+        """Of these tensors, to be deleted or given away."""
+        capsules = torch._C._aoti.unsafe_alloc_void_ptrs_from_tensors(list(tensors))
+        return (Pointer * len(capsules))(*[self._address(c, None) for c in capsules])
+
+
+def _loaded(library: Path, mode: int) -> ctypes.CDLL:
+    if not _is_whole(library):
+        raise OSError(f"{library} is cut short")
+    return ctypes.CDLL(str(library), mode)
 
 
 def _is_whole(library: Path) -> bool:

@@ -39,7 +39,7 @@ LEAST_SECONDS = 5e-5
 WARM_UP_CHUNKS = 2
 """The first chunks import and allocate; they are not timed."""
 BLOCKS = (4, 8, 16, 32, 64, 128, 256, 512, 1024)
-REPEATS = 3
+REPEATS, MEASURED_STEPS = 3, 4
 STEP = "step"
 BETTER = 0.97
 
@@ -53,18 +53,14 @@ class Chunk(NamedTuple):
     step: Int[Tensor, "S M"]
     learning_rate: Float[Tensor, "S M"]
 
-    def inputs(self, begin: int = 0, end: int | None = None) -> Iterator[StepInputs]:
-        """The inputs of each step, of the lanes from begin to end."""
-        part = slice(begin, end)
-        folds = self.folds[part]
-        for rows, n_rows, step, rate in zip(
-            self.rows[:, part],
-            self.n_rows[:, part],
-            self.step[:, part],
-            self.learning_rate[:, part],
-            strict=True,
-        ):
-            yield StepInputs(folds, rows, n_rows, step, rate)
+    def stacked(self, begin: int = 0, end: int | None = None) -> StepInputs:
+        """The inputs of all steps, along a first axis, of the lanes from begin to end."""
+        whole = (self.folds.expand(len(self.rows), -1), *self[1:])
+        return StepInputs(*(t[:, begin:end] for t in whole))
+
+    def inputs(self) -> Iterator[StepInputs]:
+        """The inputs of each step."""
+        return (StepInputs(*step) for step in zip(*self.stacked(), strict=True))
 
 
 def contiguous(state: State) -> State:
@@ -201,8 +197,7 @@ class Stepper:
 
         def train(begin: int, end: int) -> None:
             part = [t[begin:end] for t in whole]
-            for inputs in chunk.inputs(begin, end):
-                compiled([*part, *inputs], self._shared)
+            compiled.steps(part, chunk.stacked(begin, end), self._shared)
 
         for _ in self.pool.map(train, [0, *ends[:-1]], ends):
             pass
@@ -220,12 +215,13 @@ class Stepper:
         assert compiled is not None
 
         def seconds(size: int) -> float:
-            part = [*(t[:size].clone() for t in state), *next(chunk.inputs(0, size))]
-            compiled(part, self._shared)
+            part = [t[:size].clone() for t in state]
+            inputs = [t[:MEASURED_STEPS] for t in chunk.stacked(0, size)]
+            compiled.steps(part, inputs, self._shared)
             taken = []
             for _ in range(REPEATS):
                 began = time.perf_counter()
-                compiled(part, self._shared)
+                compiled.steps(part, inputs, self._shared)
                 taken.append(time.perf_counter() - began)
             return min(taken) / size
 

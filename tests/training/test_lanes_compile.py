@@ -71,10 +71,10 @@ def test_a_library_that_is_cut_short_is_not_loaded(tmp_path):
         part = tmp_path / f"{length}.so"
         part.write_bytes(whole.read_bytes()[:length])
         with pytest.raises(OSError):
-            CompiledProgram(part, 1)
+            CompiledProgram(part, tmp_path / "none", 1)
     # That can be loaded, and lacks what a compiled program has.
     with pytest.raises(AttributeError):
-        CompiledProgram(whole, 1)
+        CompiledProgram(whole, tmp_path / "none", 1)
 
 
 def test_what_was_compiled_is_found_by_its_brief_without_tracing(home):

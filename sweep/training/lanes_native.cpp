@@ -1,0 +1,268 @@
+// What the compiled programs of lanes need beside PyTorch, through its C interface: products of
+// many small matrices, and many steps in one call. Each computes on the calling thread.
+//
+// A product of small matrices is over before a general library has looked at it: here a matrix is
+// taken in tiles of as many rows and columns as the processor's registers hold (Goto and van de
+// Geijn (2008), doi:10.1145/1356052.1356053), whatever its strides.
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <utility>
+#include <vector>
+
+namespace {
+
+// Bytes of a vector, and rows of a tile: with two vectors of columns it fills the registers.
+#if defined(__AVX512F__)
+constexpr int BYTES = 64, ROWS = 12;
+#elif defined(__AVX2__)
+constexpr int BYTES = 32, ROWS = 6;
+#elif defined(__aarch64__)
+constexpr int BYTES = 16, ROWS = 12;
+#else
+constexpr int BYTES = 16, ROWS = 6;
+#endif
+// Of a matrix so many columns (A) and rows (A, C) are taken at once: what is packed stays in cache.
+constexpr int64_t DEPTH = 256, HEIGHT = 240;
+
+template <class T>
+struct Vector {
+  typedef T type __attribute__((vector_size(BYTES), aligned(alignof(T)), may_alias));
+};
+template <class T>
+constexpr int64_t LANES = BYTES / sizeof(T);
+template <class T>
+constexpr int64_t WIDTH = 2 * LANES<T>;
+
+template <class T, int first, int... i>
+inline __attribute__((always_inline)) typename Vector<T>::type interleave(
+    typename Vector<T>::type a, typename Vector<T>::type b, std::integer_sequence<int, i...>) {
+  return __builtin_shufflevector(a, b, (first + i / 2 + (i % 2) * LANES<T>)...);
+}
+
+// A tile of C: R rows of A times a packed panel; `add`: on top of what is there.
+template <class T, int R, int C, bool add>
+inline __attribute__((always_inline)) void tile(const T* a, int64_t row, int64_t column,
+                                                const T* panel, int64_t depth, T* c, int64_t stride,
+                                                int64_t width) {
+  using V = typename Vector<T>::type;
+  constexpr int64_t L = LANES<T>;
+  V sum[R][C];
+#pragma GCC unroll 16
+  for (int r = 0; r < R; r++)
+#pragma GCC unroll 2
+    for (int j = 0; j < C; j++) sum[r][j] = V{};
+  for (int64_t k = 0; k < depth; k++) {
+    V b[C];
+#pragma GCC unroll 2
+    for (int j = 0; j < C; j++) b[j] = *(const V*)(panel + k * WIDTH<T> + j * L);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; r++) {
+      V x = a[r * row + k * column] - V{};
+#pragma GCC unroll 2
+      for (int j = 0; j < C; j++) sum[r][j] += x * b[j];
+    }
+  }
+  if (width == C * L) {
+#pragma GCC unroll 16
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 2
+      for (int j = 0; j < C; j++) {
+        V* v = (V*)(c + r * stride + j * L);
+        *v = add ? *v + sum[r][j] : sum[r][j];
+      }
+  } else {
+    T rest[R][C * L];
+#pragma GCC unroll 16
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 2
+      for (int j = 0; j < C; j++) *(V*)(rest[r] + j * L) = sum[r][j];
+    for (int r = 0; r < R; r++) {
+      T* to = c + r * stride;
+      for (int64_t j = 0; j < width; j++) to[j] = add ? to[j] + rest[r][j] : rest[r][j];
+    }
+  }
+}
+
+template <class T, int C, bool add, int R = ROWS>
+inline void tiles(int rows, const T* a, int64_t row, int64_t column, const T* panel, int64_t depth,
+                  T* c, int64_t stride, int64_t width) {
+  if (rows == R)
+    tile<T, R, C, add>(a, row, column, panel, depth, c, stride, width);
+  else if constexpr (R > 1)
+    tiles<T, C, add, R - 1>(rows, a, row, column, panel, depth, c, stride, width);
+}
+
+// A square block of as many rows as a vector has numbers, turned round: interleaving the upper half
+// with the lower one as often as that number halves does that.
+template <class T>
+inline __attribute__((always_inline)) void turn(const T* from, int64_t row, T* to, int64_t stride) {
+  using V = typename Vector<T>::type;
+  constexpr int L = LANES<T>;
+  V v[L], w[L];
+#pragma GCC unroll 16
+  for (int i = 0; i < L; i++) v[i] = *(const V*)(from + i * row);
+#pragma GCC unroll 4
+  for (int step = 1; step < L; step *= 2) {
+#pragma GCC unroll 8
+    for (int i = 0; i < L / 2; i++) {
+      w[2 * i] = interleave<T, 0>(v[i], v[i + L / 2], std::make_integer_sequence<int, L>{});
+      w[2 * i + 1] = interleave<T, L / 2>(v[i], v[i + L / 2], std::make_integer_sequence<int, L>{});
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < L; i++) v[i] = w[i];
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < L; i++) *(V*)(to + i * stride) = v[i];
+}
+
+// Columns of B side by side, with zeros up to a whole number of vectors.
+template <class T>
+void pack_panel(const T* b, int64_t row, int64_t column, int64_t depth, int64_t width, T* panel) {
+  constexpr int64_t W = WIDTH<T>, L = LANES<T>;
+  if (column == 1 && width == W) {
+    for (int64_t k = 0; k < depth; k++) std::memcpy(panel + k * W, b + k * row, W * sizeof(T));
+    return;
+  }
+  int64_t k = 0;
+  if (row == 1 && width % L == 0)
+    for (; k + L <= depth; k += L)
+      for (int64_t j = 0; j < width; j += L)
+        turn<T>(b + k + j * column, column, panel + k * W + j, W);
+  for (; k < depth; k++) {
+    for (int64_t j = 0; j < width; j++) panel[k * W + j] = b[k * row + j * column];
+    for (int64_t j = width; j < W; j++) panel[k * W + j] = 0;
+  }
+}
+
+// Rows of A in blocks of ROWS, a block's numbers of a column side by side.
+template <class T>
+void pack_rows(const T* a, int64_t row, int64_t column, int64_t depth, int64_t count, T* rows) {
+  if (row == 1 && count == ROWS) {
+    for (int64_t k = 0; k < depth; k++)
+      std::memcpy(rows + k * ROWS, a + k * column, ROWS * sizeof(T));
+    return;
+  }
+  for (int64_t k = 0; k < depth; k++)
+    for (int64_t r = 0; r < count; r++) rows[k * ROWS + r] = a[r * row + k * column];
+}
+
+template <class T, bool add>
+void block(const T* a, int64_t row, int64_t column, const T* b, int64_t b_row, int64_t b_column,
+           T* c, int64_t m, int64_t n, int64_t depth, T* panel, T* rows) {
+  constexpr int64_t W = WIDTH<T>;
+  const bool gather = column != 1;
+  if (gather)
+    for (int64_t top = 0; top < m; top += ROWS)
+      pack_rows(a + top * row, row, column, depth, std::min<int64_t>(ROWS, m - top),
+                rows + top * depth);
+  for (int64_t left = 0; left < n; left += W) {
+    const int64_t width = std::min(W, n - left);
+    pack_panel(b + left * b_column, b_row, b_column, depth, width, panel);
+    for (int64_t top = 0; top < m; top += ROWS) {
+      const int count = std::min<int64_t>(ROWS, m - top);
+      const T* x = gather ? rows + top * depth : a + top * row;
+      const int64_t x_row = gather ? 1 : row, x_column = gather ? ROWS : 1;
+      T* to = c + top * n + left;
+      if (width > LANES<T>)
+        tiles<T, 2, add>(count, x, x_row, x_column, panel, depth, to, n, width);
+      else
+        tiles<T, 1, add>(count, x, x_row, x_column, panel, depth, to, n, width);
+    }
+  }
+}
+
+template <class T>
+void multiply(const T* a, const int64_t* as, const T* b, const int64_t* bs, T* c, int64_t m,
+              int64_t n, int64_t k, T* panel, T* rows) {
+  for (int64_t top = 0; top < m; top += HEIGHT) {
+    const int64_t height = std::min(HEIGHT, m - top);
+    const T* x = a + top * as[1];
+    T* to = c + top * n;
+    block<T, false>(x, as[1], as[2], b, bs[1], bs[2], to, height, n, std::min(DEPTH, k), panel,
+                    rows);
+    for (int64_t from = DEPTH; from < k; from += DEPTH)
+      block<T, true>(x + from * as[2], as[1], as[2], b + from * bs[1], bs[1], bs[2], to, height, n,
+                     std::min(DEPTH, k - from), panel, rows);
+  }
+}
+
+template <class T>
+void multiply_all(const T* a, const int64_t* as, const T* b, const int64_t* bs, T* c, int64_t lanes,
+                  int64_t m, int64_t n, int64_t k) {
+  alignas(64) thread_local static T panel[DEPTH * WIDTH<T>];
+  alignas(64) thread_local static T rows[DEPTH * HEIGHT];
+  for (int64_t lane = 0; lane < lanes; lane++)
+    multiply(a + lane * as[0], as, b + lane * bs[0], bs, c + lane * m * n, m, n, k, panel, rows);
+}
+
+}  // namespace
+
+extern "C" {
+
+// The operator sweep::lanes_matmul, under the name that compiled programs call it by.
+AOTI_TORCH_EXPORT AOTITorchError aoti_torch_cpu_lanes_matmul(AtenTensorHandle a, AtenTensorHandle b,
+                                                             AtenTensorHandle* product) {
+  int64_t *a_sizes, *b_sizes, *a_strides, *b_strides;
+  int32_t dtype;
+  void *a_data, *b_data, *data;
+  if (aoti_torch_get_sizes(a, &a_sizes) || aoti_torch_get_sizes(b, &b_sizes) ||
+      aoti_torch_get_strides(a, &a_strides) || aoti_torch_get_strides(b, &b_strides) ||
+      aoti_torch_get_data_ptr(a, &a_data) || aoti_torch_get_data_ptr(b, &b_data) ||
+      aoti_torch_get_dtype(a, &dtype))
+    return AOTI_TORCH_FAILURE;
+  const int64_t lanes = a_sizes[0], m = a_sizes[1], k = a_sizes[2], n = b_sizes[2];
+  const int64_t sizes[] = {lanes, m, n}, strides[] = {m * n, n, 1};
+  if (aoti_torch_empty_strided(3, sizes, strides, dtype, aoti_torch_device_type_cpu(), 0,
+                               product) ||
+      aoti_torch_get_data_ptr(*product, &data))
+    return AOTI_TORCH_FAILURE;
+  if (dtype == aoti_torch_dtype_float32())
+    multiply_all((const float*)a_data, a_strides, (const float*)b_data, b_strides, (float*)data,
+                 lanes, m, n, k);
+  else if (dtype == aoti_torch_dtype_float64())
+    multiply_all((const double*)a_data, a_strides, (const double*)b_data, b_strides, (double*)data,
+                 lanes, m, n, k);
+  else
+    return aoti_torch_cpu_bmm_out(*product, a, b);
+  return AOTI_TORCH_SUCCESS;
+}
+
+// AOTInductorModelContainerRun of a compiled program.
+typedef AOTITorchError (*Run)(void* container, AtenTensorHandle* inputs, size_t n_inputs,
+                              AtenTensorHandle* outputs, size_t n_outputs, void* stream,
+                              void* executor);
+
+// Runs a program so many times. It is given each tensor whole, or if it is stepwise that step's
+// part along the first axis. What it returns, one tensor, is dropped.
+AOTI_TORCH_EXPORT AOTITorchError sweep_run_steps(Run run, void* container, int64_t steps,
+                                                 const AtenTensorHandle* given,
+                                                 const bool* is_stepwise, int64_t n_given) {
+  std::vector<AtenTensorHandle> inputs(n_given);
+  for (int64_t step = 0; step < steps; step++) {
+    // The program takes over the handles that it is given.
+    for (int64_t i = 0; i < n_given; i++) {
+      if (!is_stepwise[i]) {
+        if (aoti_torch_new_tensor_handle(given[i], &inputs[i])) return AOTI_TORCH_FAILURE;
+        continue;
+      }
+      int64_t dim, *sizes, *strides;
+      if (aoti_torch_get_dim(given[i], &dim) || aoti_torch_get_sizes(given[i], &sizes) ||
+          aoti_torch_get_strides(given[i], &strides) ||
+          aoti_torch__reinterpret_tensor(given[i], dim - 1, sizes + 1, strides + 1,
+                                         step * strides[0], &inputs[i]))
+        return AOTI_TORCH_FAILURE;
+    }
+    AtenTensorHandle returned;
+    if (run(container, inputs.data(), n_given, &returned, 1, nullptr, nullptr))
+      return AOTI_TORCH_FAILURE;
+    aoti_torch_delete_tensor_object(returned);
+  }
+  return AOTI_TORCH_SUCCESS;
+}
+
+}  // extern "C"
