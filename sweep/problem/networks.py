@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from sweep.errors import SpecError
 from sweep.problem.dropout import KeyedDropout
-from sweep.problem.recurrent import GRU, LSTM, RNN
+from sweep.problem.recurrent import GRU, LSTM, RNN, Layer
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
@@ -188,12 +188,13 @@ class Recurrent(nn.Module):
         last = len(self.recurrent) - 1
         slopes = []
         for i, (recurrent, dropout) in enumerate(zip(self.recurrent, self.dropout, strict=True)):
+            assert isinstance(recurrent, Layer)
             if nudges is None:
-                states = recurrent(x)
+                states = recurrent.states(x)
             else:
                 assert isinstance(recurrent, RNN), "a study that asks for it has model.kind rnn"
-                states = recurrent(x, nudges[i])
-                slopes.append(recurrent.slope(states))
-            x = dropout(states[:, -1] if i == last else states)
+                states = recurrent.states(x, nudges[i])
+                slopes.append(recurrent.slope(torch.stack(states, 1)))
+            x = dropout(states[-1] if i == last else torch.stack(states, 1))
         outputs: Tensor = self.head(x)
         return outputs if nudges is None else (outputs, slopes)

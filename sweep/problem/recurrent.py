@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 
 class Layer(nn.RNNBase):
-    """One layer of PyTorch's parameters, batch first."""
+    """One layer of PyTorch's parameters, batch first; a subclass writes out its steps."""
 
     weight_ih_l0: Tensor
     weight_hh_l0: Tensor
@@ -23,6 +23,17 @@ class Layer(nn.RNNBase):
 
     def __init__(self, mode: str, n_inputs: int, hidden: int, bias: bool) -> None:
         super().__init__(mode, n_inputs, hidden, bias=bias, batch_first=True)
+
+    def states(self, x: Float[Tensor, "B T D"]) -> list[Float[Tensor, "B H"]]:
+        """The state after each of the T steps.
+
+        One by one: where only the last is looked at, the gradient by a tensor of all of them would
+        be zeros, to be made, taken apart, and added at every step.
+        """
+        raise NotImplementedError
+
+    def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T H"]:
+        return torch.stack(self.states(x), 1)
 
 
 class RNN(Layer):
@@ -44,9 +55,9 @@ class RNN(Layer):
             return 1 - states.square()
         return (states > 0).to(states.dtype)
 
-    def forward(
+    def states(
         self, x: Float[Tensor, "B T D"], nudge: Float[Tensor, "B T H"] | None = None
-    ) -> Float[Tensor, "B T H"]:
+    ) -> list[Float[Tensor, "B H"]]:
         """`nudge` is added to what goes into act: the loss's gradient by it is that by each a_t."""
         act = torch.tanh if self.nonlinearity == "tanh" else torch.relu
         bias = self.bias_ih_l0 + self.bias_hh_l0 if self.bias else None
@@ -59,7 +70,7 @@ class RNN(Layer):
         for given_t in rest:
             h = act(given_t + F.linear(h, self.weight_hh_l0))
             states.append(h)
-        return torch.stack(states, 1)
+        return states
 
 
 class GRU(Layer):
@@ -70,11 +81,11 @@ class GRU(Layer):
     def __init__(self, n_inputs: int, hidden: int, *, bias: bool = True) -> None:
         super().__init__("GRU", n_inputs, hidden, bias)
 
-    def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T H"]:
+    def states(self, x: Float[Tensor, "B T D"]) -> list[Float[Tensor, "B H"]]:
         own = self.bias_hh_l0 if self.bias else None
         given = F.linear(x, self.weight_ih_l0, self.bias_ih_l0 if self.bias else None)
         h = x.new_zeros(x.shape[0], self.hidden_size)
-        states = []
+        states: list[Tensor] = []
         for given_t in given.unbind(1):
             r_in, z_in, n_in = given_t.chunk(3, dim=1)
             r_own, z_own, n_own = F.linear(h, self.weight_hh_l0, own).chunk(3, dim=1)
@@ -82,7 +93,7 @@ class GRU(Layer):
             n = torch.tanh(n_in + torch.sigmoid(r_in + r_own) * n_own)
             h = n + z * (h - n)
             states.append(h)
-        return torch.stack(states, 1)
+        return states
 
 
 class LSTM(Layer):
@@ -93,15 +104,15 @@ class LSTM(Layer):
     def __init__(self, n_inputs: int, hidden: int, *, bias: bool = True) -> None:
         super().__init__("LSTM", n_inputs, hidden, bias)
 
-    def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T H"]:
+    def states(self, x: Float[Tensor, "B T D"]) -> list[Float[Tensor, "B H"]]:
         bias = self.bias_ih_l0 + self.bias_hh_l0 if self.bias else None
         given = F.linear(x, self.weight_ih_l0, bias)
         h = c = x.new_zeros(x.shape[0], self.hidden_size)
-        states = []
+        states: list[Tensor] = []
         for given_t in given.unbind(1):
             gates = given_t + F.linear(h, self.weight_hh_l0)
             i, f, g, o = gates.chunk(4, dim=1)
             c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
             h = torch.sigmoid(o) * torch.tanh(c)
             states.append(h)
-        return torch.stack(states, 1)
+        return states

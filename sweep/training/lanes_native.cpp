@@ -194,8 +194,9 @@ void multiply(const T* a, const int64_t* as, const T* b, const int64_t* bs, T* c
 template <class T>
 void multiply_all(const T* a, const int64_t* as, const T* b, const int64_t* bs, T* c, int64_t lanes,
                   int64_t m, int64_t n, int64_t k) {
-  alignas(64) thread_local static T panel[DEPTH * WIDTH<T>];
-  alignas(64) thread_local static T rows[DEPTH * HEIGHT];
+  alignas(64) thread_local static T own_panel[DEPTH * WIDTH<T>];
+  alignas(64) thread_local static T own_rows[DEPTH * HEIGHT];
+  T *panel = own_panel, *rows = own_rows;  // Looked up once.
   for (int64_t lane = 0; lane < lanes; lane++)
     multiply(a + lane * as[0], as, b + lane * bs[0], bs, c + lane * m * n, m, n, k, panel, rows);
 }

@@ -11,9 +11,11 @@ and a block's weights stay in that core's cache. How many lanes a block has is m
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 from typing import NamedTuple
 
 import torch
@@ -38,7 +40,7 @@ LEAST_SECONDS = 5e-5
 """No eager step of a lane takes a core less."""
 WARM_UP_CHUNKS = 2
 """The first chunks import and allocate; they are not timed."""
-BLOCKS = (4, 8, 16, 32, 64, 128, 256, 512, 1024)
+BLOCKS = (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 REPEATS, MEASURED_STEPS = 3, 4
 STEP = "step"
 BETTER = 0.97
@@ -218,6 +220,7 @@ class Stepper:
             part = [t[:size].clone() for t in state]
             inputs = [t[:MEASURED_STEPS] for t in chunk.stacked(0, size)]
             compiled.steps(part, inputs, self._shared)
+            together.wait()
             taken = []
             for _ in range(REPEATS):
                 began = time.perf_counter()
@@ -225,9 +228,11 @@ class Stepper:
                 taken.append(time.perf_counter() - began)
             return min(taken) / size
 
-        best, least = lanes, float("inf")
+        best, least = lanes, math.inf
         for size in (*(b for b in BLOCKS if b < lanes), lanes):
-            each = self.pool.submit(seconds, size).result()
+            # All threads at once, as in training: they share what is beyond a core's own cache.
+            together = Barrier(self._threads)
+            each = max(self.pool.map(seconds, [size] * self._threads))
             if each < BETTER * least:
                 best, least = size, each
             elif each > least / BETTER**3:

@@ -1,0 +1,184 @@
+"""What is native: products of lanes are torch's, and many steps in one call are those steps."""
+
+import ctypes
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from sweep.training import compile_program
+from sweep.training.compile_program import make_native
+from sweep.training.lanes_library import CompiledProgram
+
+Pointer = ctypes.c_void_p
+
+
+@pytest.fixture(scope="module")
+def native(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("native")
+    library = directory / "native.so"
+    if not make_native(str(library), str(directory / "scratch")):
+        pytest.skip("no C++ compiler here, or an old one: torch's own products serve")
+    return library
+
+
+def product(native: Path, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    function = ctypes.CDLL(str(native)).aoti_torch_cpu_lanes_matmul
+    function.argtypes = [Pointer, Pointer, ctypes.POINTER(Pointer)]
+    address, capsule = ctypes.pythonapi.PyCapsule_GetPointer, ctypes.pythonapi.PyCapsule_New
+    address.restype, address.argtypes = Pointer, [ctypes.py_object, Pointer]
+    capsule.restype, capsule.argtypes = ctypes.py_object, [Pointer, Pointer, Pointer]
+    handles = torch._C._aoti.unsafe_alloc_void_ptrs_from_tensors([a, b])
+    made = Pointer()
+    assert function(*(address(h, None) for h in handles), ctypes.byref(made)) == 0
+    torch._C._aoti.alloc_tensors_by_stealing_from_void_ptrs(handles)
+    return torch._C._aoti.alloc_tensor_by_stealing_from_void_ptr(capsule(made, None, None))
+
+
+def matrices(how: str, lanes: int, rows: int, columns: int, dtype: torch.dtype) -> torch.Tensor:
+    if how == "transposed":
+        return matrices("plain", lanes, columns, rows, dtype).mT
+    if how == "shared":
+        return matrices("plain", 1, rows, columns, dtype).expand(lanes, -1, -1)
+    if how == "part":
+        return matrices("plain", lanes, rows + 3, 2 * columns + 1, dtype)[:, 2:-1, 1::2]
+    return torch.randn(lanes, rows, columns, dtype=torch.float64).to(dtype)
+
+
+HOW = st.sampled_from(["plain", "transposed", "shared", "part"])
+LENGTH = st.integers(0, 70)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    lanes=st.integers(0, 5),
+    m=LENGTH,
+    k=LENGTH,
+    n=LENGTH,
+    how=st.tuples(HOW, HOW),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+)
+@example(lanes=2, m=600, k=20, n=3, how=("transposed", "plain"), dtype=torch.float32)
+@example(lanes=2, m=250, k=700, n=40, how=("plain", "transposed"), dtype=torch.float32)
+@example(lanes=2, m=250, k=700, n=40, how=("transposed", "part"), dtype=torch.float64)
+@example(lanes=1, m=7, k=256, n=17, how=("shared", "plain"), dtype=torch.float64)
+def test_products_are_the_sums_that_define_them(native, lanes, m, k, n, how, dtype):
+    """Within the bound of any order of summation: k eps sum |a||b|. Higham (2002), section 3.1,
+    doi:10.1137/1.9780898718027
+    """
+    torch.manual_seed(m + 100 * k + 10_000 * n)
+    a, b = matrices(how[0], lanes, m, k, dtype), matrices(how[1], lanes, k, n, dtype)
+    found = product(native, a, b)
+    assert found.dtype == dtype and found.shape == (lanes, m, n) and found.is_contiguous()
+    exact = a.double() @ b.double()
+    bound = (k + 1) * torch.finfo(dtype).eps * (a.double().abs() @ b.double().abs())
+    assert ((found.double() - exact).abs() <= bound).all()
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize("n", [1, 10, 16, 33])
+def test_what_is_not_finite_stays_where_it_belongs(native, bad, n):
+    a, b = torch.randn(3, 13, 21), torch.randn(3, 21, n)
+    a[1, 4, 7] = bad
+    b[2, 5, n - 1] = bad
+    found, expected = product(native, a, b), a @ b
+    assert torch.equal(torch.isfinite(found), torch.isfinite(expected))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int64])
+def test_other_numbers_are_multiplied_by_torch(native, dtype):
+    a, b = torch.randint(-9, 9, (2, 5, 6)).to(dtype), torch.randint(-9, 9, (2, 6, 7)).to(dtype)
+    assert torch.equal(product(native, a, b), torch.bmm(a, b))
+
+
+ADDS = """
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+
+extern "C" {
+AOTITorchError AOTInductorModelContainerCreateWithDevice(void**, size_t, const char*, const char*) {
+  return 0;
+}
+// state (2) <- 2 * state + input (2) + shared (2), and returns the state.
+AOTITorchError AOTInductorModelContainerRun(void*, AtenTensorHandle* given, size_t n,
+                                            AtenTensorHandle* returned, size_t, void*, void*) {
+  double* data[3];
+  int64_t dim;
+  for (int i = 0; i < 3; i++) aoti_torch_get_data_ptr(given[i], (void**)&data[i]);
+  aoti_torch_get_dim(given[1], &dim);
+  if (n != 3 || dim != 1 || data[1][0] < 0) return 1;
+  for (int i = 0; i < 2; i++) data[0][i] = 2 * data[0][i] + data[1][i] + data[2][i];
+  aoti_torch_new_tensor_handle(given[0], returned);
+  for (int i = 0; i < 3; i++) aoti_torch_delete_tensor_object(given[i]);
+  return 0;
+}
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def adds(native, tmp_path_factory):
+    """A program with the interface of a compiled one, from a few lines of C."""
+    directory = tmp_path_factory.mktemp("adds")
+    source = directory / "adds.cpp"
+    source.write_text(ADDS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compile_program, "NATIVE_SOURCE", source)
+        assert make_native(str(directory / "adds.so"), str(directory / "scratch"))
+    return directory / "adds.so"
+
+
+@pytest.mark.parametrize("where", ["native", "python"])
+def test_many_steps_in_a_call_are_those_steps_one_after_the_other(native, adds, tmp_path, where):
+    program = CompiledProgram(adds, native if where == "native" else tmp_path / "none", 1)
+    state, shared = torch.tensor([1.0, 2.0]).double(), torch.tensor([0.5, 0.25]).double()
+    # Some of all columns, as the lanes of a block are some of all.
+    inputs = torch.arange(28.0, dtype=torch.float64).reshape(7, 4)[:, 1:3]
+    expected = state.clone()
+    for step in inputs:
+        expected = 2 * expected + step + shared
+    counts = [t._use_count() for t in (state, inputs, shared)]
+    program.steps([state], [inputs], [shared])
+    assert torch.equal(state, expected)
+    # Every handle was given back.
+    assert [t._use_count() for t in (state, inputs, shared)] == counts
+
+
+@pytest.mark.parametrize("where", ["native", "python"])
+def test_a_step_that_fails_is_said(native, adds, tmp_path, where):
+    program = CompiledProgram(adds, native if where == "native" else tmp_path / "none", 1)
+    with pytest.raises(RuntimeError, match="failed"):
+        program.steps([torch.zeros(2).double()], [-torch.ones(3, 2).double()], [torch.zeros(2)])
+
+
+def test_where_it_cannot_be_made_nothing_is_left_behind(tmp_path, monkeypatch):
+    import torch._inductor.config as inductor
+
+    monkeypatch.setattr(inductor.cpp, "cxx", (None, "false"))
+    assert not make_native(str(tmp_path / "native.so"), str(tmp_path / "scratch"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_program_without_its_native_library_is_not_taken(native, tmp_path):
+    """In a process that has loaded none."""
+    source = (
+        'extern "C" int aoti_torch_cpu_lanes_matmul(); int (*f)() = aoti_torch_cpu_lanes_matmul;'
+    )
+    (tmp_path / "needs.cpp").write_text(source)
+    needs = tmp_path / "needs.so"
+    subprocess.run(["g++", "-shared", "-fPIC", tmp_path / "needs.cpp", "-o", needs], check=True)
+    code = (
+        "import sys\nfrom pathlib import Path\n"
+        "from sweep.training.lanes_library import CompiledProgram\n"
+        "for native in sys.argv[2:]:\n"
+        "    try: CompiledProgram(Path(sys.argv[1]), Path(native), 1)\n"
+        "    except (OSError, AttributeError) as error: print(type(error).__name__)\n"
+    )
+    command = [sys.executable, "-c", code, needs, tmp_path / "none", native]
+    done = subprocess.run(command, capture_output=True, text=True, env=dict(os.environ))
+    # With it the program loads, and is seen to be none.
+    assert done.stdout.split() == ["OSError", "AttributeError"]
