@@ -52,8 +52,11 @@ class Case(NamedTuple):
     def overrides(self) -> list[str]:
         hidden = [self.width, self.width] if self.kind == "mlp" else self.width
         kind = [f"model.kind={self.kind}"] if self.kind in ("rnn", "gru") else []
+        # The study's own number is for its few trials.
+        at_once = ["concurrency=32"] if self.kind == "cnn" else []
         return [
             *kind,
+            *at_once,
             f"model.hidden={hidden}",
             f"train.batch_size={self.batch}",
             f"train.epochs={self.epochs}",
@@ -72,13 +75,13 @@ class Case(NamedTuple):
 
 CASES = {
     "40 trials": Case(1.5, 1.5, "mlp", 64, 64, 20, trials=40),
-    "one process": Case(8.0, 20.0, "mlp", 64, 64, 20),
+    "one process": Case(9.0, 20.0, "mlp", 64, 64, 20),
     "a process a core": Case(4.0, 12.0, "mlp", 64, 64, 20, processes=CORES, peer_trials=8 * CORES),
     "32-32, batch 32": Case(6.0, 40.0, "mlp", 32, 32, 20),
     "128-128, batch 128": Case(2.0, 4.0, "mlp", 128, 128, 20),
     "cnn": Case(0.8, 8.0, "cnn", 32, 64, 6),
-    "rnn": Case(1.5, 5.0, "rnn", 32, 64, 5, trials=60, peer_trials=4),
-    "gru": Case(1.0, 5.0, "gru", 32, 64, 5, trials=60, peer_trials=4),
+    "rnn": Case(5.0, 5.0, "rnn", 32, 64, 5, peer_trials=4),
+    "gru": Case(5.0, 5.0, "gru", 32, 64, 5, peer_trials=2),
 }
 IN_USE = {"128-128, batch 128": 0.2}
 """The least part of the GEMM rate that is in use while training; aimed at is 0.5."""
