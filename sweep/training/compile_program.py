@@ -3,10 +3,10 @@ python compile_program.py SOURCE PARENT.
 
 SOURCE holds a pickled list of dicts: `graph`, `lanes` and `shared` (shape and dtype of its inputs,
 those of the lanes without the number of lanes, the shared ones without the number of rows if that
-is open), `open_rows`, `library` (the file to write), `native` (the library of lanes_native.cpp, to
-be written if it is not there). A library computes on one thread. A process of its own, because
-compiling takes many seconds of Python that would hold up training, and because it can be ended at
-any time; it ends by itself when the process PARENT is gone. Imports torch alone.
+is open), `open_rows`, `library` (the file to write), `native` (lanes_native.cpp, and the library of
+it, to be written if it is not there). A library computes on one thread. A process of its own,
+because compiling takes many seconds of Python that would hold up training, and because it can be
+ended at any time; it ends by itself when the process PARENT is gone. Imports torch alone.
 """
 
 import os
@@ -18,7 +18,6 @@ import sys
 import threading
 import time
 import zipfile
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,7 +26,6 @@ import torch
 import torch._higher_order_ops.triton_kernel_wrap
 
 EXAMPLE_LANES, EXAMPLE_ROWS = 8, 24
-NATIVE_SOURCE = Path(__file__).with_name("lanes_native.cpp")
 FLAGS = ("-O3", "-march=native", "-std=gnu++17", "-fPIC", "-shared")
 
 BMM = torch.ops.aten.bmm.default
@@ -53,7 +51,8 @@ def main(source: str, parent: int) -> None:
     inductor.compile_threads = 1
     inductor.aot_inductor.custom_ops_to_c_shims = {MATMUL: [MATMUL_IN_C]}
     for i, job in enumerate(jobs):
-        if make_native(job["native"], f"{source}.native"):
+        code, library = job["native"]
+        if make_native(code, library, f"{source}.native"):
             multiply_natively(job["graph"])
         compile_one(job, f"{source}.{i}")
 
@@ -65,7 +64,7 @@ def end_with(parent: int) -> None:
     os.killpg(os.getpgid(0), signal.SIGKILL)
 
 
-def make_native(library: str, scratch: str) -> bool:
+def make_native(source: str, library: str, scratch: str) -> bool:
     """Makes the library of what is native unless it is there. Whether it is: an old compiler may
     not know how, and PyTorch's own operators serve too.
     """
@@ -75,10 +74,11 @@ def make_native(library: str, scratch: str) -> bool:
 
         compiler = shlex.split(next(c for c in inductor.cpp.cxx if c))
         torch_s = [f"-I{p}" for p in include_paths()] + [f"-L{p}" for p in library_paths()]
-        files = [str(NATIVE_SOURCE), "-o", scratch, "-ltorch_cpu"]
+        files = [source, "-o", scratch, "-ltorch_cpu"]
         command = [*compiler, *FLAGS, *torch_s, *files]
-        done = subprocess.run(command, capture_output=True)
-        if done.returncode:
+        try:
+            subprocess.run(command, capture_output=True, check=True)
+        except (OSError, subprocess.CalledProcessError):
             return False
         os.chmod(scratch, 0o700)
         os.replace(scratch, library)

@@ -125,7 +125,7 @@ class Compilation:
             {
                 **traced._asdict(),
                 "library": str(self.libraries[name]),
-                "native": str(self._native),
+                "native": (str(NATIVE_SOURCE), str(self._native)),
             }
             for name, traced in self.traced.items()
             if name not in self.ready

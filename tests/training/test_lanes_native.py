@@ -11,8 +11,8 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from sweep.training import compile_program
 from sweep.training.compile_program import make_native
+from sweep.training.lanes_compile import NATIVE_SOURCE
 from sweep.training.lanes_library import CompiledProgram
 
 Pointer = ctypes.c_void_p
@@ -22,7 +22,7 @@ Pointer = ctypes.c_void_p
 def native(tmp_path_factory):
     directory = tmp_path_factory.mktemp("native")
     library = directory / "native.so"
-    if not make_native(str(library), str(directory / "scratch")):
+    if not make_native(str(NATIVE_SOURCE), str(library), str(directory / "scratch")):
         pytest.skip("no C++ compiler here, or an old one: torch's own products serve")
     return library
 
@@ -126,10 +126,9 @@ def adds(native, tmp_path_factory):
     directory = tmp_path_factory.mktemp("adds")
     source = directory / "adds.cpp"
     source.write_text(ADDS)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compile_program, "NATIVE_SOURCE", source)
-        assert make_native(str(directory / "adds.so"), str(directory / "scratch"))
-    return directory / "adds.so"
+    adds = directory / "adds.so"
+    assert make_native(str(source), str(adds), str(directory / "scratch"))
+    return adds
 
 
 @pytest.mark.parametrize("where", ["native", "python"])
@@ -155,11 +154,13 @@ def test_a_step_that_fails_is_said(native, adds, tmp_path, where):
         program.steps([torch.zeros(2).double()], [-torch.ones(3, 2).double()], [torch.zeros(2)])
 
 
-def test_where_it_cannot_be_made_nothing_is_left_behind(tmp_path, monkeypatch):
+@pytest.mark.parametrize("compiler", ["false", "no-such-compiler"])
+def test_where_it_cannot_be_made_nothing_is_left_behind(compiler, tmp_path):
     import torch._inductor.config as inductor
 
-    monkeypatch.setattr(inductor.cpp, "cxx", (None, "false"))
-    assert not make_native(str(tmp_path / "native.so"), str(tmp_path / "scratch"))
+    library = tmp_path / "native.so"
+    with inductor.patch("cpp.cxx", (None, compiler)):
+        assert not make_native(str(NATIVE_SOURCE), str(library), str(tmp_path / "scratch"))
     assert not list(tmp_path.iterdir())
 
 
