@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import ctypes
 import hashlib
 import json
 import os
@@ -25,7 +26,7 @@ from pathlib import Path
 import torch
 
 from sweep.training.lanes_cache import cache_directory, processor, tidy, write
-from sweep.training.lanes_library import CompiledProgram
+from sweep.training.lanes_library import CompiledProgram, load_native
 from sweep.training.lanes_trace import Traced, fingerprint
 
 WORTH_SECONDS, SCORING_WORTH_SECONDS = 15.0, 5.0
@@ -63,7 +64,7 @@ class Compilation:
             return
         machine = (torch.__version__, torch.backends.cpu.get_cpu_capability(), processor())
         self._about = (NATIVE_SOURCE.read_text(), *machine)
-        self._native = self._directory / f"native-{_digest(self._about)}.so"
+        self.native = self._directory / f"native-{_digest(self._about)}.so"
         self._index: Path | None = None
         if brief is not None:
             self._index = self._directory / f"{_digest((brief, self._about))}.json"
@@ -125,7 +126,7 @@ class Compilation:
             {
                 **traced._asdict(),
                 "library": str(self.libraries[name]),
-                "native": (str(NATIVE_SOURCE), str(self._native)),
+                "native": (str(NATIVE_SOURCE), str(self.native)),
             }
             for name, traced in self.traced.items()
             if name not in self.ready
@@ -209,18 +210,29 @@ class Compilation:
         for name, library in self.libraries.items():
             if name in self.ready or name in self.errors or not library.exists():
                 continue
+            native = self._load_native()
             try:
-                program = CompiledProgram(library, self._native, torch.get_num_threads())
-                self.ready[name] = program
+                self.ready[name] = CompiledProgram(library, native, torch.get_num_threads())
             except Exception:
                 # Written by another build of torch, or cut short when the power failed.
                 library.unlink(missing_ok=True)
                 continue
             with contextlib.suppress(OSError):
                 os.utime(library)
-                os.utime(self._native)
-            with contextlib.suppress(OSError):
                 tidy(self._directory)
+
+    def _load_native(self) -> ctypes.CDLL | None:
+        if not self.native.exists():
+            return None
+        try:
+            native = load_native(self.native)
+        except (OSError, AttributeError):
+            # As below: it is made anew with the next program.
+            self.native.unlink(missing_ok=True)
+            return None
+        with contextlib.suppress(OSError):
+            os.utime(self.native)
+        return native
 
 
 def _digest(about: object) -> str:

@@ -22,16 +22,12 @@ Pointer, Count = ctypes.c_void_p, ctypes.c_int64
 class CompiledProgram:
     """A program compiled for any number of lanes from two on. It changes the lanes in place.
 
-    `native`: the library of lanes_native.cpp, which the program may need; where it was not made
-    the program does without. Raises OSError or AttributeError where a file is no such library.
+    `native`: as `load_native` has it, None where it was not made: then the program does without.
+    Raises OSError or AttributeError where the file is no such library, or needs what is native.
     """
 
-    def __init__(self, library: Path, native: Path, threads: int) -> None:
-        self._run_steps: Any = None
-        if native.exists():
-            # Global: the program finds there what it lacks.
-            self._run_steps = _loaded(native, ctypes.RTLD_GLOBAL).sweep_run_steps
-            self._run_steps.argtypes = [Pointer, Pointer, Count, Pointer, Pointer, Count]
+    def __init__(self, library: Path, native: ctypes.CDLL | None, threads: int) -> None:
+        self._run_steps: Any = None if native is None else native.sweep_run_steps
         code = _loaded(library, ctypes.DEFAULT_MODE)
         create = code.AOTInductorModelContainerCreateWithDevice
         create.argtypes = [ctypes.POINTER(Pointer), ctypes.c_size_t, ctypes.c_char_p, Pointer]
@@ -92,6 +88,16 @@ class CompiledProgram:
         """Of these tensors, to be deleted or given away."""
         capsules = torch._C._aoti.unsafe_alloc_void_ptrs_from_tensors(list(tensors))
         return (Pointer * len(capsules))(*[self._address(c, None) for c in capsules])
+
+
+def load_native(library: Path) -> ctypes.CDLL:
+    """The library of lanes_native.cpp, where compiled programs find what they lack.
+
+    Raises OSError or AttributeError where the file is no such library.
+    """
+    native = _loaded(library, ctypes.RTLD_GLOBAL)
+    native.sweep_run_steps.argtypes = [Pointer, Pointer, Count, Pointer, Pointer, Count]
+    return native
 
 
 def _loaded(library: Path, mode: int) -> ctypes.CDLL:

@@ -15,7 +15,6 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from threading import Barrier
 from typing import NamedTuple
 
 import torch
@@ -220,7 +219,6 @@ class Stepper:
             part = [t[:size].clone() for t in state]
             inputs = [t[:MEASURED_STEPS] for t in chunk.stacked(0, size)]
             compiled.steps(part, inputs, self._shared)
-            together.wait()
             taken = []
             for _ in range(REPEATS):
                 began = time.perf_counter()
@@ -231,7 +229,6 @@ class Stepper:
         best, least = lanes, math.inf
         for size in (*(b for b in BLOCKS if b < lanes), lanes):
             # All threads at once, as in training: they share what is beyond a core's own cache.
-            together = Barrier(self._threads)
             each = max(self.pool.map(seconds, [size] * self._threads))
             if each < BETTER * least:
                 best, least = size, each

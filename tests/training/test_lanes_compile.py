@@ -57,9 +57,11 @@ def test_a_file_that_is_no_library_is_thrown_away_and_nothing_else_happens(home)
     assert not first.errors and not first.ready
     library = first.libraries[STEP]
     library.write_bytes(b"no library")
+    first.native.write_bytes(b"no library")
     again = compilation()
     again.trace()
     assert again.libraries == first.libraries and not library.exists()
+    assert not again.native.exists()
     assert not again.errors and not again.ready
 
 
@@ -71,10 +73,10 @@ def test_a_library_that_is_cut_short_is_not_loaded(tmp_path):
         part = tmp_path / f"{length}.so"
         part.write_bytes(whole.read_bytes()[:length])
         with pytest.raises(OSError):
-            CompiledProgram(part, tmp_path / "none", 1)
+            CompiledProgram(part, None, 1)
     # That can be loaded, and lacks what a compiled program has.
     with pytest.raises(AttributeError):
-        CompiledProgram(whole, tmp_path / "none", 1)
+        CompiledProgram(whole, None, 1)
 
 
 def test_what_was_compiled_is_found_by_its_brief_without_tracing(home):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from sweep.training.compile_program import make_native
 from sweep.training.lanes_compile import NATIVE_SOURCE
-from sweep.training.lanes_library import CompiledProgram
+from sweep.training.lanes_library import CompiledProgram, load_native
 
 Pointer = ctypes.c_void_p
 
@@ -132,8 +132,8 @@ def adds(native, tmp_path_factory):
 
 
 @pytest.mark.parametrize("where", ["native", "python"])
-def test_many_steps_in_a_call_are_those_steps_one_after_the_other(native, adds, tmp_path, where):
-    program = CompiledProgram(adds, native if where == "native" else tmp_path / "none", 1)
+def test_many_steps_in_a_call_are_those_steps_one_after_the_other(native, adds, where):
+    program = CompiledProgram(adds, load_native(native) if where == "native" else None, 1)
     state, shared = torch.tensor([1.0, 2.0]).double(), torch.tensor([0.5, 0.25]).double()
     # Some of all columns, as the lanes of a block are some of all.
     inputs = torch.arange(28.0, dtype=torch.float64).reshape(7, 4)[:, 1:3]
@@ -148,8 +148,8 @@ def test_many_steps_in_a_call_are_those_steps_one_after_the_other(native, adds, 
 
 
 @pytest.mark.parametrize("where", ["native", "python"])
-def test_a_step_that_fails_is_said(native, adds, tmp_path, where):
-    program = CompiledProgram(adds, native if where == "native" else tmp_path / "none", 1)
+def test_a_step_that_fails_is_said(native, adds, where):
+    program = CompiledProgram(adds, load_native(native) if where == "native" else None, 1)
     with pytest.raises(RuntimeError, match="failed"):
         program.steps([torch.zeros(2).double()], [-torch.ones(3, 2).double()], [torch.zeros(2)])
 
@@ -174,12 +174,12 @@ def test_a_program_without_its_native_library_is_not_taken(native, tmp_path):
     subprocess.run(["g++", "-shared", "-fPIC", tmp_path / "needs.cpp", "-o", needs], check=True)
     code = (
         "import sys\nfrom pathlib import Path\n"
-        "from sweep.training.lanes_library import CompiledProgram\n"
+        "from sweep.training.lanes_library import CompiledProgram, load_native\n"
         "for native in sys.argv[2:]:\n"
         "    try: CompiledProgram(Path(sys.argv[1]), Path(native), 1)\n"
         "    except (OSError, AttributeError) as error: print(type(error).__name__)\n"
     )
-    command = [sys.executable, "-c", code, needs, tmp_path / "none", native]
+    command = [sys.executable, "-c", code, needs, native]
     done = subprocess.run(command, capture_output=True, text=True, env=dict(os.environ))
     # With it the program loads, and is seen to be none.
     assert done.stdout.split() == ["OSError", "AttributeError"]
