@@ -175,8 +175,8 @@ def test_a_program_without_its_native_library_is_not_taken(native, tmp_path):
     code = (
         "import sys\nfrom pathlib import Path\n"
         "from sweep.training.lanes_library import CompiledProgram, load_native\n"
-        "for native in sys.argv[2:]:\n"
-        "    try: CompiledProgram(Path(sys.argv[1]), Path(native), 1)\n"
+        "for native in (None, Path(sys.argv[2])):\n"
+        "    try: CompiledProgram(Path(sys.argv[1]), native and load_native(native), 1)\n"
         "    except (OSError, AttributeError) as error: print(type(error).__name__)\n"
     )
     command = [sys.executable, "-c", code, needs, native]
