@@ -92,7 +92,13 @@ def test_lanes_elsewhere_come_to_what_they_come_to_here_and_no_step_waits(case):
     assert results == train(exp, TRIALS) and not waits
 
 
-@pytest.mark.parametrize("case", STUDIES)
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, marks=[pytest.mark.slow] * (not case.startswith("model")))
+        for case in STUDIES
+    ],
+)
 def test_the_reference_elsewhere_comes_to_what_it_comes_to_here(case):
     exp = studied(case)
     with elsewhere(exp) as (away, _):
