@@ -38,10 +38,12 @@ def check(
     Example:
       sweep check studies/digits_mlp.yaml --set train.epochs=5
     """
-    from sweep.search.plan import make_plan
     from sweep.spec import load_spec
 
+    # A mistake in the file is said before all that trains is imported.
     loaded = load_spec(file, overrides or [])
+    from sweep.search.plan import make_plan
+
     with nullcontext() if no_time else _progress():
         plan = make_plan(loaded, timed=not no_time, device=device.value)
     if form is Format.JSON:

@@ -20,7 +20,7 @@ from sweep.problem.dropout import replace_dropout
 from sweep.problem.initialization import initialize, weights_and_biases
 from sweep.problem.networks import CNN, MLP, Linear, Recurrent
 from sweep.problem.plugins import describe, load_object
-from sweep.problem.randomness import Stream, derive_seed
+from sweep.problem.randomness import Stream, derive_seed, seeded
 from sweep.spec.models import BUILT_IN
 
 
@@ -45,8 +45,7 @@ def build_model(
     Raises SpecError if the network does not fit the data or its callable does not fit the study
     file; SweepError if the callable itself fails.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(seed, fold, Stream.INITIALIZATION))
+    with seeded(derive_seed(seed, fold, Stream.INITIALIZATION)):
         if kind in BUILT_IN:
             module = _built_in(kind, dict(knobs), input_shape, n_outputs)
         else:

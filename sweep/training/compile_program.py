@@ -1,12 +1,11 @@
-"""Compiles traced graphs into shared libraries, one after the other, in a process of its own:
-python compile_program.py SOURCE PARENT.
+"""Compiles traced graphs into shared libraries, one by one: `main` of a process of its own.
 
 SOURCE holds a pickled list of dicts: `graph`, `lanes` and `shared` (shape and dtype of its inputs,
 those of the lanes without the number of lanes, the shared ones without the number of rows if that
-is open), `open_rows`, `library` (the file to write), `native` (lanes_native.cpp, and the library of
-it, to be written if it is not there). A library computes on one thread. A process of its own,
-because compiling takes many seconds of Python that would hold up training, and because it can be
-ended at any time; it ends by itself when the process PARENT is gone. Imports torch alone.
+is open), `open_rows`, `library` (the file to write), `native` (the library of NATIVE_SOURCES, to be
+written if it is not there). A library computes on one thread. A process of its own, because
+compiling takes many seconds of Python that would hold up training, and because it can be ended at
+any time; it ends by itself when the process PARENT is gone. Imports torch alone.
 """
 
 import os
@@ -14,10 +13,11 @@ import pickle
 import shlex
 import signal
 import subprocess
-import sys
 import threading
 import time
 import zipfile
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,20 +25,11 @@ import torch
 # Unpickling a graph names it without importing it (torch 2.13).
 import torch._higher_order_ops.triton_kernel_wrap
 
+from sweep.training import lanes_operators
+from sweep.training.lanes_operators import NATIVE_SOURCES
+
 EXAMPLE_LANES, EXAMPLE_ROWS = 8, 24
 FLAGS = ("-O3", "-march=native", "-std=gnu++17", "-fPIC", "-shared")
-
-BMM = torch.ops.aten.bmm.default
-MATMUL_NAME = "sweep::lanes_matmul"
-"""An operator of this process alone, for the compiler: computed by lanes_native.cpp."""
-torch.library.define(MATMUL_NAME, "(Tensor a, Tensor b) -> Tensor", tags=torch.Tag.flexible_layout)
-torch.library.impl(MATMUL_NAME, "CPU", torch.bmm)
-torch.library.register_fake(MATMUL_NAME, torch.bmm)
-MATMUL = torch.ops.sweep.lanes_matmul.default
-MATMUL_IN_C = (
-    "AOTITorchError aoti_torch_cpu_lanes_matmul"
-    "(AtenTensorHandle, AtenTensorHandle, AtenTensorHandle*)"
-)
 
 
 def main(source: str, parent: int) -> None:
@@ -49,10 +40,12 @@ def main(source: str, parent: int) -> None:
 
     torch.set_num_threads(1)
     inductor.compile_threads = 1
-    inductor.aot_inductor.custom_ops_to_c_shims = {MATMUL: [MATMUL_IN_C]}
+    inductor.aot_inductor.custom_ops_to_c_shims = {
+        operator: [f"AOTITorchError {function}"]
+        for operator, function in lanes_operators.IN_C.items()
+    }
     for i, job in enumerate(jobs):
-        code, library = job["native"]
-        if make_native(code, library, f"{source}.native"):
+        if make_native(NATIVE_SOURCES, job["native"], f"{source}.native"):
             multiply_natively(job["graph"])
         compile_one(job, f"{source}.{i}")
 
@@ -64,9 +57,9 @@ def end_with(parent: int) -> None:
     os.killpg(os.getpgid(0), signal.SIGKILL)
 
 
-def make_native(source: str, library: str, scratch: str) -> bool:
-    """Makes the library of what is native unless it is there. Whether it is: an old compiler may
-    not know how, and PyTorch's own operators serve too.
+def make_native(sources: Sequence[Path], library: str, scratch: str) -> bool:
+    """Makes the library of what is native, in `sources`, unless it is there. Whether it is: an old
+    compiler may not know how, and PyTorch's own products serve too.
     """
     if not os.path.exists(library):
         import torch._inductor.config as inductor
@@ -74,7 +67,8 @@ def make_native(source: str, library: str, scratch: str) -> bool:
 
         compiler = shlex.split(next(c for c in inductor.cpp.cxx if c))
         torch_s = [f"-I{p}" for p in include_paths()] + [f"-L{p}" for p in library_paths()]
-        files = [source, "-o", scratch, "-ltorch_cpu"]
+        code = [str(source) for source in sources if source.suffix == ".cpp"]
+        files = [*code, "-o", scratch, "-ltorch_cpu"]
         command = [*compiler, *FLAGS, *torch_s, *files]
         try:
             subprocess.run(command, capture_output=True, check=True)
@@ -88,8 +82,8 @@ def make_native(source: str, library: str, scratch: str) -> bool:
 def multiply_natively(graph: torch.fx.GraphModule) -> None:
     """Has the graph's products computed by lanes_native.cpp."""
     for node in graph.graph.nodes:
-        if node.target is BMM:
-            node.target = MATMUL
+        if node.target is torch.ops.aten.bmm.default:
+            node.target = lanes_operators.MATMUL
     graph.recompile()
 
 
@@ -128,7 +122,3 @@ def is_open(exported: torch.export.ExportedProgram) -> bool:
     first = next(node for node in exported.graph.nodes if node.name == name)
     lanes = first.meta["val"].shape[0]
     return isinstance(lanes, torch.SymInt) and lanes.node.maybe_as_int() is None
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))

@@ -27,6 +27,7 @@ import torch
 
 from sweep.training.lanes_cache import cache_directory, processor, tidy, write
 from sweep.training.lanes_library import CompiledProgram, load_native
+from sweep.training.lanes_operators import NATIVE_SOURCES
 from sweep.training.lanes_trace import Traced, fingerprint
 
 WORTH_SECONDS, SCORING_WORTH_SECONDS = 15.0, 5.0
@@ -39,7 +40,10 @@ TRACE_WORTH_SECONDS = 6.0
 """Eager training left that makes it worth while to look by tracing, which takes 3 to 10 seconds,
 whether another study's step is this one."""
 POLL_SECONDS = 0.1
-NATIVE_SOURCE = Path(__file__).with_name("lanes_native.cpp")
+_BEGIN = (
+    "import sys, json; sys.path[:] = json.loads(sys.argv[3]); "
+    "from sweep.training.compile_program import main; main(sys.argv[1], int(sys.argv[2]))"
+)
 
 
 class Compilation:
@@ -63,7 +67,7 @@ class Compilation:
             self._fail(error)
             return
         machine = (torch.__version__, torch.backends.cpu.get_cpu_capability(), processor())
-        self._about = (NATIVE_SOURCE.read_text(), *machine)
+        self._about = (*(source.read_text() for source in NATIVE_SOURCES), *machine)
         self.native = self._directory / f"native-{_digest(self._about)}.so"
         self._index: Path | None = None
         if brief is not None:
@@ -126,7 +130,7 @@ class Compilation:
             {
                 **traced._asdict(),
                 "library": str(self.libraries[name]),
-                "native": (str(NATIVE_SOURCE), str(self.native)),
+                "native": str(self.native),
             }
             for name, traced in self.traced.items()
             if name not in self.ready
@@ -137,11 +141,10 @@ class Compilation:
             self._source = Path(source.name)
             pickle.dump(jobs, source)
         self._log = self._source.with_suffix(".log")
-        # -P: beside the script lie modules whose names others also use.
-        script = str(Path(__file__).with_name("compile_program.py"))
+        arguments = [str(self._source), str(os.getpid()), json.dumps(sys.path)]
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", script, str(self._source), str(os.getpid())],
+                [sys.executable, "-c", _BEGIN, *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=log,

@@ -1,9 +1,9 @@
 """Convolutions and poolings of lanes, written out in operations that map over any number of lanes.
 
 PyTorch maps a convolution over models as one convolution with a group a model: slow to begin,
-and compiled for one number of models only. Here it is the product of the filters with a matrix of
-patches (im2col: Chellapilla, Puri and Simard 2006), like a linear layer's. Rows of the batch come
-last in memory: shifts and windows then never cut through what a processor takes at once.
+and compiled for one number of models only. Here it is an operator of lanes (lanes_operators.py):
+eagerly the product of the filters with a matrix of patches (im2col: Chellapilla, Puri and Simard
+2006), compiled a loop of its own. Rows of the batch come last in memory.
 """
 
 from __future__ import annotations
@@ -18,11 +18,15 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from sweep.training.lanes_operators import CONVOLVE, INPUT_GRADIENT, WEIGHT_GRADIENT
+
 Size = int | Sequence[int]
+SIDES = ("depth", "height", "width")
+"""What the operators have; a convolution of fewer sides has them from the last on."""
 
 
 class WrittenOut(TorchFunctionMode):
-    """Within it, convolutions without groups are `convolve`, poolings without overlap `max_pool`.
+    """Within it, convolutions are `convolve`, poolings without overlap `max_pool`.
 
     What has other options goes on to PyTorch.
     """
@@ -37,7 +41,7 @@ class WrittenOut(TorchFunctionMode):
         given = kwargs or {}
         if func in CONVOLUTIONS:
             call = dict(zip(CONVOLVED_WITH, args, strict=False)) | given
-            if call.pop("groups", 1) == 1 and _has_sides(call, CONVOLUTIONS[func]):
+            if _has_sides(call, CONVOLUTIONS[func]):
                 return convolve(**call)
         elif func in POOLINGS:
             call = dict(zip(POOLED_WITH, args, strict=False)) | given
@@ -70,6 +74,7 @@ def convolve(
     stride: Size = 1,
     padding: Size | str = 0,
     dilation: Size = 1,
+    groups: int = 1,
 ) -> Tensor:
     """torch.conv{1,2,3}d of input (B, C, *sides) by weight (K, C, *kernel): (B, K, *sides')."""
     kernel = weight.shape[2:]
@@ -82,21 +87,96 @@ def convolve(
     x = input.movedim(0, -1)
     if any(itertools.chain(*around)):
         x = F.pad(x, [0, 0, *itertools.chain(*reversed(around))])
-    lengths = [(n - r - 1) // s + 1 for n, r, s in zip(x.shape[1:], reach, strides, strict=False)]
-    windows = []
-    for place in itertools.product(*(range(k) for k in kernel)):
-        begins = [i * d for i, d in zip(place, dilations, strict=True)]
-        window = tuple(
-            slice(b, b + s * (n - 1) + 1, s)
-            for b, s, n in zip(begins, strides, lengths, strict=True)
-        )
-        windows.append(x[(slice(None), *window)])
-    patches = torch.stack(windows, 1).flatten(0, 1).flatten(1)
-    products = weight.flatten(1) @ patches
+    no_more = [1] * (len(SIDES) - len(kernel))
+    x = x.reshape(1, len(x), *no_more, *x.shape[1:])
+    filters = weight.reshape(1, *weight.shape[:2], *no_more, *kernel)
+    apart = ([*no_more, *strides], [*no_more, *dilations])
+    outputs = Convolution.of(x, filters, *apart, groups)
+    outputs = outputs.reshape(*outputs.shape[1:2], *outputs.shape[2 + len(no_more) :])
     if bias is not None:
-        products = products + bias.unsqueeze(1)
-    outputs: Tensor = products.reshape(-1, *lengths, input.shape[0]).movedim(-1, 0)
-    return outputs
+        outputs = outputs + bias.reshape(-1, *[1] * (len(kernel) + 1))
+    return outputs.movedim(-1, 0)
+
+
+class _OfLanes(torch.autograd.Function):
+    """An operator of two tensors whose first axis is the lanes; mapping makes more of these."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        first, second, *ctx.rest = inputs
+        ctx.save_for_backward(first, second)
+
+    @classmethod
+    def of(cls, first: Tensor, second: Tensor, *rest: Any) -> Tensor:
+        made: Tensor = cls.apply(first, second, *rest)  # type: ignore[no-untyped-call]
+        return made
+
+    @classmethod
+    def vmap(
+        cls, info: Any, in_dims: tuple[int | None, ...], first: Tensor, second: Tensor, *rest: Any
+    ) -> tuple[Tensor, int]:
+        lanes = len(first) if in_dims[0] is None else first.movedim(in_dims[0], 0).shape[1]
+        folded = [
+            _folded(t, dim, info.batch_size)
+            for t, dim in zip((first, second), in_dims, strict=False)
+        ]
+        made = cls.of(*folded, *rest)
+        return made.reshape(info.batch_size, lanes, *made.shape[1:]), 0
+
+
+def _folded(t: Tensor, dim: int | None, count: int) -> Tensor:
+    t = t.expand(count, *t.shape) if dim is None else t.movedim(dim, 0)
+    # Without a copy of what all lanes share.
+    return t.squeeze(1) if t.shape[1] == 1 else t.flatten(0, 1)
+
+
+def _dense(t: Tensor) -> Tensor:
+    """With each lane's numbers side by side, as the operators have it."""
+    return t if t[:1].is_contiguous() else t.contiguous()
+
+
+class Convolution(_OfLanes):
+    @staticmethod
+    def forward(x: Tensor, w: Tensor, *how: Any) -> Any:
+        return CONVOLVE(_dense(x), _dense(w), *how)
+
+    @staticmethod
+    def backward(ctx: Any, d: Tensor) -> tuple[Tensor | None, ...]:
+        x, w = ctx.saved_tensors
+        needs_x, needs_w, *others = ctx.needs_input_grad
+        of_x = InputGradient.of(d, w, x.shape[2:5], *ctx.rest) if needs_x else None
+        of_w = WeightGradient.of(d, x, w.shape[3:], *ctx.rest) if needs_w else None
+        return of_x, of_w, *(None for _ in others)
+
+
+class InputGradient(_OfLanes):
+    @staticmethod
+    def forward(d: Tensor, w: Tensor, sides: Sequence[int], *how: Any) -> Any:
+        return INPUT_GRADIENT(_dense(d), _dense(w), sides, *how)
+
+    @staticmethod
+    def backward(ctx: Any, x: Tensor) -> tuple[Tensor | None, ...]:
+        d, w = ctx.saved_tensors
+        _, *how = ctx.rest
+        needs_d, needs_w, *others = ctx.needs_input_grad
+        of_d = Convolution.of(x, w, *how) if needs_d else None
+        of_w = WeightGradient.of(d, x, w.shape[3:], *how) if needs_w else None
+        return of_d, of_w, *(None for _ in others)
+
+
+class WeightGradient(_OfLanes):
+    @staticmethod
+    def forward(d: Tensor, x: Tensor, kernel: Sequence[int], *how: Any) -> Any:
+        return WEIGHT_GRADIENT(_dense(d), _dense(x), kernel, *how)
+
+    @staticmethod
+    def backward(ctx: Any, w: Tensor) -> tuple[Tensor | None, ...]:
+        d, x = ctx.saved_tensors
+        _, *how = ctx.rest
+        needs_d, needs_x, *others = ctx.needs_input_grad
+        of_d = Convolution.of(x, w, *how) if needs_d else None
+        of_x = InputGradient.of(d, w, x.shape[2:5], *how) if needs_x else None
+        return of_d, of_x, *(None for _ in others)
 
 
 def max_pool(input: Tensor, kernel: Sequence[int]) -> Tensor:

@@ -5,43 +5,34 @@
 // taken in tiles of as many rows and columns as the processor's registers hold (Goto and van de
 // Geijn (2008), doi:10.1145/1356052.1356053), whatever its strides.
 
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
 
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
+#include "lanes_native.h"
+
 namespace {
 
-// Bytes of a vector, and rows of a tile: with two vectors of columns it fills the registers.
-#if defined(__AVX512F__)
-constexpr int BYTES = 64, ROWS = 12;
-#elif defined(__AVX2__)
-constexpr int BYTES = 32, ROWS = 6;
-#elif defined(__aarch64__)
-constexpr int BYTES = 16, ROWS = 12;
-#else
-constexpr int BYTES = 16, ROWS = 6;
-#endif
 // Of a matrix so many columns (A) and rows (A, C) are taken at once: what is packed stays in cache.
 constexpr int64_t DEPTH = 256, HEIGHT = 240;
 
-template <class T>
-struct Vector {
-  typedef T type __attribute__((vector_size(BYTES), aligned(alignof(T)), may_alias));
-};
-template <class T>
-constexpr int64_t LANES = BYTES / sizeof(T);
 template <class T>
 constexpr int64_t WIDTH = 2 * LANES<T>;
 
 template <class T, int first, int... i>
 inline __attribute__((always_inline)) typename Vector<T>::type interleave(
     typename Vector<T>::type a, typename Vector<T>::type b, std::integer_sequence<int, i...>) {
+#if defined(__clang__)
   return __builtin_shufflevector(a, b, (first + i / 2 + (i % 2) * LANES<T>)...);
+#else
+  using Places = typename Vector<std::conditional_t<sizeof(T) == 4, int32_t, int64_t>>::type;
+  return __builtin_shuffle(a, b, Places{(first + i / 2 + (i % 2) * LANES<T>)...});
+#endif
 }
 
 // A tile of C: R rows of A times a packed panel; `add`: on top of what is there.

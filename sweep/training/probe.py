@@ -16,6 +16,7 @@ from torch.func import functional_call
 
 from sweep.problem.models import rows_interact
 from sweep.problem.plugins import describe
+from sweep.problem.randomness import seeded
 
 ROWS, SHORT = 8, 5
 """Rows of a whole batch and of a short one."""
@@ -82,15 +83,15 @@ def _why_not(module: nn.Module, x: Tensor, plain: _Call) -> str | None:
 
 def _plainly(module: nn.Module, x: Tensor) -> _Call:
     own = copy.deepcopy(module).train()
-    torch.manual_seed(0)
-    outputs = own(x)
+    with seeded(0):
+        outputs = own(x)
     return _Call(outputs.detach(), dict(own.named_buffers()), outputs.requires_grad)
 
 
 def _as_a_lane(shared: nn.Module, start: nn.Module, x: Tensor) -> _Call:
     buffers = {name: buffer.clone() for name, buffer in start.named_buffers()}
-    torch.manual_seed(0)
-    outputs = functional_call(shared, {**dict(start.named_parameters()), **buffers}, (x,))
+    with seeded(0):
+        outputs = functional_call(shared, {**dict(start.named_parameters()), **buffers}, (x,))
     return _Call(outputs.detach(), buffers, outputs.requires_grad)
 
 

@@ -20,7 +20,7 @@ from sweep.errors import SweepError
 from sweep.problem.dropout import KeyedDropout, dropout_key
 from sweep.problem.losses import loss_per_sample
 from sweep.problem.models import penalized
-from sweep.problem.randomness import Stream, derive_seed, permutation
+from sweep.problem.randomness import Stream, derive_seed, permutation, seeded
 from sweep.problem.scaling import ScaledRows
 from sweep.spec.exact import EXACT
 from sweep.training import through_time
@@ -192,8 +192,7 @@ class Run:
                 for dropout in dropouts:
                     dropout.key.fill_(dropout_key(spec.seed, fold, self.step))
                 # What a user's module draws by itself is at least the same in every replay.
-                with torch.random.fork_rng(devices=[]):
-                    torch.manual_seed(derive_seed(spec.seed, fold, self.step, Stream.STEP))
+                with seeded(derive_seed(spec.seed, fold, self.step, Stream.STEP)):
                     nudges = through_time.make_nudges(module, x[rows], penalty)
                     for nudge in nudges:
                         nudge.requires_grad_()

@@ -12,8 +12,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sweep.training.compile_program import make_native
-from sweep.training.lanes_compile import NATIVE_SOURCE
 from sweep.training.lanes_library import CompiledProgram, load_native
+from sweep.training.lanes_operators import (
+    CONVOLVE,
+    INPUT_GRADIENT,
+    NATIVE_SOURCES,
+    WEIGHT_GRADIENT,
+)
 
 Pointer = ctypes.c_void_p
 
@@ -22,22 +27,34 @@ Pointer = ctypes.c_void_p
 def native(tmp_path_factory):
     directory = tmp_path_factory.mktemp("native")
     library = directory / "native.so"
-    if not make_native(str(NATIVE_SOURCE), str(library), str(directory / "scratch")):
+    if not make_native(NATIVE_SOURCES, str(library), str(directory / "scratch")):
         pytest.skip("no C++ compiler here, or an old one: torch's own products serve")
     return library
 
 
-def product(native: Path, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    function = ctypes.CDLL(str(native)).aoti_torch_cpu_lanes_matmul
-    function.argtypes = [Pointer, Pointer, ctypes.POINTER(Pointer)]
+def call(native: Path, name: str, a: torch.Tensor, b: torch.Tensor, *rest: object) -> torch.Tensor:
+    """A native operator of two tensors, lists and numbers, as a compiled program calls it."""
+    function = getattr(ctypes.CDLL(str(native)), f"aoti_torch_cpu_lanes_{name}")
     address, capsule = ctypes.pythonapi.PyCapsule_GetPointer, ctypes.pythonapi.PyCapsule_New
     address.restype, address.argtypes = Pointer, [ctypes.py_object, Pointer]
     capsule.restype, capsule.argtypes = ctypes.py_object, [Pointer, Pointer, Pointer]
     handles = torch._C._aoti.unsafe_alloc_void_ptrs_from_tensors([a, b])
+    given = [Pointer(address(handle, None)) for handle in handles]
+    for value in rest:
+        if isinstance(value, int):
+            given.append(ctypes.c_int64(value))
+        else:
+            given += [(ctypes.c_int64 * len(value))(*value), ctypes.c_int64(len(value))]
     made = Pointer()
-    assert function(*(address(h, None) for h in handles), ctypes.byref(made)) == 0
+    failed = function(*given, ctypes.byref(made))
     torch._C._aoti.alloc_tensors_by_stealing_from_void_ptrs(handles)
+    if failed:
+        raise RuntimeError(name)
     return torch._C._aoti.alloc_tensor_by_stealing_from_void_ptr(capsule(made, None, None))
+
+
+def product(native: Path, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return call(native, "matmul", a, b)
 
 
 def matrices(how: str, lanes: int, rows: int, columns: int, dtype: torch.dtype) -> torch.Tensor:
@@ -96,6 +113,52 @@ def test_other_numbers_are_multiplied_by_torch(native, dtype):
     assert torch.equal(product(native, a, b), torch.bmm(a, b))
 
 
+@settings(max_examples=200, deadline=None)
+@given(
+    lanes=st.integers(1, 3),
+    groups=st.integers(1, 3),
+    channels=st.tuples(st.integers(1, 8), st.integers(1, 14)),
+    rows=st.integers(1, 40),
+    sides=st.tuples(*[st.integers(1, 6)] * 3),
+    kernel=st.tuples(*[st.integers(1, 3)] * 3),
+    stride=st.tuples(*[st.integers(1, 3)] * 3),
+    dilation=st.tuples(*[st.integers(1, 2)] * 3),
+    shared=st.booleans(),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+)
+def test_convolutions_are_the_sums_that_define_them(
+    native, lanes, groups, channels, rows, sides, kernel, stride, dilation, shared, dtype
+):
+    """Sums of small whole numbers are exact in any order."""
+    reach = [d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)]
+    sides = [max(n, r) for n, r in zip(sides, reach, strict=True)]
+    lengths = [(n - r) // s + 1 for n, r, s in zip(sides, reach, stride, strict=True)]
+    n_in, n_out = groups * channels[0], groups * channels[1]
+    generator = torch.Generator().manual_seed(rows)
+
+    def whole(*shape):
+        return torch.randint(-9, 10, shape, generator=generator).to(dtype)
+
+    x = whole(1, n_in, *sides, rows).expand(lanes, *[-1] * 5)
+    if not shared:
+        x = whole(lanes, n_in, *sides, rows)
+    w, d = whole(lanes, n_out, channels[0], *kernel), whole(lanes, n_out, *lengths, rows)
+    how = (stride, dilation, groups)
+    assert torch.equal(call(native, "convolve", x, w, *how), CONVOLVE(x, w, *how))
+    found = call(native, "input_gradient", d, w, sides, *how)
+    assert torch.equal(found, INPUT_GRADIENT(d, w, sides, *how))
+    found = call(native, "weight_gradient", d, x, kernel, *how)
+    assert torch.equal(found, WEIGHT_GRADIENT(d, x, kernel, *how))
+
+
+def test_a_convolution_of_what_it_cannot_read_fails(native):
+    x, w = torch.randn(2, 3, 1, 5, 5, 9), torch.randn(2, 4, 3, 1, 3, 3)
+    how = ((1, 1, 1), (1, 1, 1), 1)
+    for bad in (x.transpose(3, 4), x[..., ::2], x.half(), x.double(), x[0]):
+        with pytest.raises(RuntimeError, match="convolve"):
+            call(native, "convolve", bad, w, *how)
+
+
 ADDS = """
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 
@@ -127,7 +190,7 @@ def adds(native, tmp_path_factory):
     source = directory / "adds.cpp"
     source.write_text(ADDS)
     adds = directory / "adds.so"
-    assert make_native(str(source), str(adds), str(directory / "scratch"))
+    assert make_native([source], str(adds), str(directory / "scratch"))
     return adds
 
 
@@ -160,7 +223,7 @@ def test_where_it_cannot_be_made_nothing_is_left_behind(compiler, tmp_path):
 
     library = tmp_path / "native.so"
     with inductor.patch("cpp.cxx", (None, compiler)):
-        assert not make_native(str(NATIVE_SOURCE), str(library), str(tmp_path / "scratch"))
+        assert not make_native(NATIVE_SOURCES, str(library), str(tmp_path / "scratch"))
     assert not list(tmp_path.iterdir())
 
 

@@ -1,0 +1,136 @@
+"""Operators of lanes that PyTorch has none for. Here they are computed by PyTorch's own; compiled
+programs have them computed by lanes_native.cpp and lanes_convolution.cpp.
+
+Convolutions of lanes are the three partial derivatives of one form that is linear in each of its
+tensors: input x (lanes, C, D, H, W, rows), weight w (lanes, K, C / groups, *kernel) and what comes
+out d (lanes, K, D', H', W', rows). Rows come last in memory: shifts then never cut through what a
+processor takes at once. Imports torch alone.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+NATIVE_SOURCES = [
+    Path(__file__).with_name(name)
+    for name in ("lanes_native.h", "lanes_native.cpp", "lanes_convolution.cpp")
+]
+Three = Sequence[int]
+"""Of the sides (D, H, W)."""
+
+
+def matmul(a: Tensor, b: Tensor) -> Tensor:
+    """a (lanes, m, k) @ b (lanes, k, n)."""
+    return torch.bmm(a, b)
+
+
+def convolve(x: Tensor, w: Tensor, stride: Three, dilation: Three, groups: int) -> Tensor:
+    """d[k, p] = sum over c, t of w[k, c, t] x[c, stride p + dilation t]."""
+    patches = _patches(x, w.shape[3:], stride, dilation)
+    outputs = _by_group(w, groups).flatten(3) @ _by_group(patches, groups).flatten(2, 3).flatten(3)
+    return outputs.reshape(*w.shape[:2], *patches.shape[3:])
+
+
+def input_gradient(
+    d: Tensor, w: Tensor, sides: Three, stride: Three, dilation: Three, groups: int
+) -> Tensor:
+    """x[c, q] = sum over k, p, t with stride p + dilation t = q of w[k, c, t] d[k, p]."""
+    lanes, rows = d.shape[0], d.shape[-1]
+    products = _by_group(w, groups).flatten(3).mT @ _by_group(d, groups).flatten(3)
+    products = products.reshape(lanes, -1, w.shape[3:].numel(), *d.shape[2:])
+    x = products.new_zeros(lanes, products.shape[1], *sides, rows)
+    for product, window in zip(
+        products.unbind(2), _windows(w.shape[3:], d.shape[2:5], stride, dilation), strict=True
+    ):
+        x[window] += product
+    return x
+
+
+def weight_gradient(
+    d: Tensor, x: Tensor, kernel: Three, stride: Three, dilation: Three, groups: int
+) -> Tensor:
+    """w[k, c, t] = sum over p and rows of d[k, p] x[c, stride p + dilation t]."""
+    patches = _by_group(_patches(x, kernel, stride, dilation), groups).flatten(2, 3).flatten(3)
+    products = _by_group(d, groups).flatten(3) @ patches.mT
+    return products.reshape(*d.shape[:2], -1, *kernel)
+
+
+def _by_group(t: Tensor, groups: int) -> Tensor:
+    return t.reshape(t.shape[0], groups, -1, *t.shape[2:])
+
+
+def _windows(kernel: Three, lengths: Three, stride: Three, dilation: Three) -> list[Any]:
+    """For each place of the kernel the part of the input that it meets."""
+    sides = [
+        [slice(i * d, i * d + s * (n - 1) + 1, s) for i in range(k)]
+        for k, n, s, d in zip(kernel, lengths, stride, dilation, strict=True)
+    ]
+    return [(slice(None), slice(None), *window) for window in itertools.product(*sides)]
+
+
+def _lengths(sides: Three, kernel: Three, stride: Three, dilation: Three) -> list[int]:
+    return [
+        (n - d * (k - 1) - 1) // s + 1
+        for n, k, s, d in zip(sides, kernel, stride, dilation, strict=True)
+    ]
+
+
+def _patches(x: Tensor, kernel: Three, stride: Three, dilation: Three) -> Tensor:
+    """(lanes, C, places of the kernel, D', H', W', rows)"""
+    lengths = _lengths(x.shape[2:5], kernel, stride, dilation)
+    return torch.stack([x[window] for window in _windows(kernel, lengths, stride, dilation)], 2)
+
+
+def _matmul_form(a: Tensor, b: Tensor) -> Tensor:
+    return a.new_empty(a.shape[0], a.shape[1], b.shape[2])
+
+
+def _convolve_form(x: Tensor, w: Tensor, stride: Three, dilation: Three, groups: int) -> Tensor:
+    lengths = _lengths(x.shape[2:5], w.shape[3:], stride, dilation)
+    return x.new_empty(*w.shape[:2], *lengths, x.shape[-1])
+
+
+def _input_gradient_form(d: Tensor, w: Tensor, sides: Three, *how: Any) -> Tensor:
+    return d.new_empty(d.shape[0], how[-1] * w.shape[2], *sides, d.shape[-1])
+
+
+def _weight_gradient_form(d: Tensor, x: Tensor, kernel: Three, *how: Any) -> Tensor:
+    return d.new_empty(*d.shape[:2], x.shape[1] // how[-1], *kernel)
+
+
+_HOW = "int[] stride, int[] dilation, int groups) -> Tensor"
+_OPERATORS: list[tuple[Any, Any, str]] = [
+    (matmul, _matmul_form, "(Tensor a, Tensor b) -> Tensor"),
+    (convolve, _convolve_form, f"(Tensor x, Tensor w, {_HOW}"),
+    (input_gradient, _input_gradient_form, f"(Tensor d, Tensor w, int[] sides, {_HOW}"),
+    (weight_gradient, _weight_gradient_form, f"(Tensor d, Tensor x, int[] kernel, {_HOW}"),
+]
+for _function, _form, _schema in _OPERATORS:
+    _name = f"sweep::lanes_{_function.__name__}"
+    # What is native takes products of any strides.
+    _tags = torch.Tag.flexible_layout if _function is matmul else ()
+    torch.library.define(_name, _schema, tags=_tags)
+    torch.library.impl(_name, "CompositeExplicitAutograd", _function)
+    torch.library.register_fake(_name, _form)
+
+MATMUL = torch.ops.sweep.lanes_matmul.default
+CONVOLVE = torch.ops.sweep.lanes_convolve.default
+INPUT_GRADIENT = torch.ops.sweep.lanes_input_gradient.default
+WEIGHT_GRADIENT = torch.ops.sweep.lanes_weight_gradient.default
+
+_LIST = "const int64_t*, int64_t"
+_TENSORS = "AtenTensorHandle, AtenTensorHandle"
+_SIDES = f"{_LIST}, {_LIST}, int64_t, AtenTensorHandle*)"
+IN_C = {
+    MATMUL: f"aoti_torch_cpu_lanes_matmul({_TENSORS}, AtenTensorHandle*)",
+    CONVOLVE: f"aoti_torch_cpu_lanes_convolve({_TENSORS}, {_SIDES}",
+    INPUT_GRADIENT: f"aoti_torch_cpu_lanes_input_gradient({_TENSORS}, {_LIST}, {_SIDES}",
+    WEIGHT_GRADIENT: f"aoti_torch_cpu_lanes_weight_gradient({_TENSORS}, {_LIST}, {_SIDES}",
+}
+"""The functions of the native library that compiled programs call for the operators."""
