@@ -153,12 +153,17 @@ def test_a_python_block_compiles_and_uses_public_names(block: Block | None) -> N
             assert node.attr in sweep.__all__
 
 
-def test_shown_outputs_are_real(tmp_path: Path) -> None:
+@pytest.mark.parametrize("about_the_map", [True, False], ids=["the map", "all else"])
+def test_shown_outputs_are_real(about_the_map: bool, tmp_path: Path) -> None:
+    """The stability map takes as long as all other studies together, and shares nothing with them:
+    two processes may see to both."""
     shutil.copytree(ROOT / "studies", tmp_path / "studies")
     environment = {k: v for k, v in os.environ.items() if k != "SWEEP_STORAGE"}
     environment |= {"COLUMNS": "100", "NO_COLOR": "1", "PYTHONWARNINGS": "ignore"}
     for before, shown in itertools.pairwise(BLOCKS):
         if shown.language != "text" or before.language not in ("sh", "python") or shown.after:
+            continue
+        if ("stability" in before.text) != about_the_map:
             continue
         if before.language == "sh":
             found = [sweep_arguments(command) for command in simple_commands(before.text)]

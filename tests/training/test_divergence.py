@@ -57,7 +57,12 @@ def test_diverges_exactly_above_the_bound(case, engine):
     exp, near = experiment(merge(DIABETES, **changes)), 0.01
     if case != "none":
         # Within three hundredths that takes a third of the steps.
-        exp, near = experiment(merge(DIABETES, **merge(changes, train={"epochs": 250, **changes.get("train", {})}))), 0.03
+        exp, near = (
+            experiment(
+                merge(DIABETES, **merge(changes, train={"epochs": 250, **changes.get("train", {})}))
+            ),
+            0.03,
+        )
     rates = {0: (1 - near) * bound, 1: (1 + near) * bound}
     results = train(exp, {i: {"learning_rate": rate} for i, rate in rates.items()}, engine)
     assert results[0].failure is None and results[0].fold_scores
@@ -99,11 +104,11 @@ LOGISTIC = {
 
 
 @pytest.mark.parametrize("clip", [None, 1.0])
-@pytest.mark.parametrize("times, fails", [(0.98, False), (1.02, True)])
+@pytest.mark.parametrize("times, fails", [(0.95, False), (1.05, True)])
 def test_logistic_with_decay_outside_the_clipping_diverges_iff_rate_times_lambda_exceeds_2(
     clip, times, fails
 ):
-    study = merge(LOGISTIC, train={"weight_decay": 2.0, "clip_norm": clip, "epochs": 2500})
+    study = merge(LOGISTIC, train={"weight_decay": 2.0, "clip_norm": clip, "epochs": 900})
     result = train(experiment(study), {0: {"learning_rate": times * 2 / 2.0}})[0]
     assert (result.failure is not None) == fails
 

@@ -120,7 +120,7 @@ COMPILED = {
         },
     },
     "batch normalisation and adam": {
-        "model": {"kind": "python:toy_data:Residual"},
+        "model": {"kind": "python:toy_data:Normalized"},
         "train": {**BASE["train"], "optimizer": "adam"},
     },
     "lstm": {
@@ -135,7 +135,7 @@ COMPILED = {
 }
 
 
-SLOW = ("every cure", "lstm", "cnn")
+SLOW = ("every cure", "batch normalisation and adam", "lstm", "cnn")
 
 
 @pytest.mark.parametrize(

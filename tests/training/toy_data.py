@@ -70,6 +70,18 @@ class Residual(nn.Module):
         return self.head(self.inner(x) + self.skip(x))
 
 
+class Normalized(nn.Module):
+    """As little as has buffers: quickly compiled."""
+
+    def __init__(self, n_features: int, n_outputs: int):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(n_features, affine=False)
+        self.head = nn.Linear(n_features, n_outputs, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(x))
+
+
 class LooksAtDataOnceTrained(nn.Module):
     def __init__(self, n_features: int, n_outputs: int):
         super().__init__()
