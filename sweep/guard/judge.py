@@ -84,7 +84,9 @@ class Judge:
         if not self.rows or self.rows[-1].norm <= ONSET * max(1.0, float(self.watch.first_norm)):
             self._weights = self._weights.after(weights)
         self.rows.append(Row(loss, total, rates))
+        # Limits of what is huge already may be infinite, and what is infinite is bad.
         calm = self._calm is not None and abs(loss) <= self._calm[0] and total <= self._calm[1]
+        calm = calm and math.isfinite(loss) and math.isfinite(total)
         if calm and all(map(math.isfinite, weights)):
             # All that `observe` would change.
             self.step, self._peaks = self.step + 1, norms

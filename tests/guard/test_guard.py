@@ -7,10 +7,11 @@ import itertools
 import json
 import math
 import pickle
+import sys
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -321,10 +322,17 @@ PAIRS = st.lists(NUMBERS, min_size=2, max_size=2)
 WEIGHTS = st.lists(st.floats(0, 1e3), min_size=2, max_size=2)
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(NUMBERS, PAIRS, WEIGHTS), max_size=60),
     st.sampled_from([None, 5.0, 1e6]),
     st.integers(1, 5),
+)
+@example(
+    [(0.0, [0.0, sys.float_info.max / 5], [0.0] * 2), (0.0, [0.0] * 2, [0.0] * 2)]
+    + [(0.0, [0.0, math.inf], [0.0] * 2)],
+    None,
+    1,
 )
 def test_the_judge_finds_what_the_rules_find(rows, growth, patience):
     """Its shortcut while training is calm changes nothing, nor does it that it sees the weights

@@ -161,23 +161,21 @@ def test_free_memory_is_what_the_limit_leaves():
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is glibc's malloc")
 def test_memory_that_was_freed_is_not_got_from_the_system_again():
-    """Of ten blocks of 12 MB, which glibc by itself gives back as soon as they are free."""
+    """Of blocks one after the other, each a megabyte larger than all before it: glibc by itself
+    gives back what is larger than it has seen."""
     script = """if True:
         import resource, sys, torch
         from sweep.training.memory import keep_freed_memory
 
         if sys.argv[1] == "keep":
             keep_freed_memory()
-
-        def pages():
-            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-            blocks = [torch.ones(3 << 20) for _ in range(10)]
-            return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-
-        print([pages() for _ in range(4)][-1])
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for megabytes in range(2, 31):
+            torch.ones(megabytes << 18)
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
     """
     found = {}
     for how in ("keep", "leave"):
         command = [sys.executable, "-c", script, how]
         found[how] = int(subprocess.run(command, capture_output=True, check=True).stdout)
-    assert found["leave"] > 10 * found["keep"], found
+    assert found["leave"] > 5 * found["keep"], found
