@@ -27,7 +27,7 @@ import torch
 
 from sweep.training.lanes_cache import cache_directory, processor, tidy, write
 from sweep.training.lanes_library import CompiledProgram, load_native
-from sweep.training.lanes_operators import NATIVE_SOURCES
+from sweep.training.lanes_operators import NATIVE_SOURCES, use_native
 from sweep.training.lanes_trace import Traced, fingerprint
 
 WORTH_SECONDS, SCORING_WORTH_SECONDS = 15.0, 5.0
@@ -69,6 +69,7 @@ class Compilation:
         machine = (torch.__version__, torch.backends.cpu.get_cpu_capability(), processor())
         self._about = (*(source.read_text() for source in NATIVE_SOURCES), *machine)
         self.native = self._directory / f"native-{_digest(self._about)}.so"
+        self._has_native = False
         self._index: Path | None = None
         if brief is not None:
             self._index = self._directory / f"{_digest((brief, self._about))}.json"
@@ -210,6 +211,9 @@ class Compilation:
                 os.utime(index)
 
     def _load(self) -> None:
+        if not self._has_native and (native := self._load_native()) is not None:
+            use_native(native)
+            self._has_native = True
         for name, library in self.libraries.items():
             if name in self.ready or name in self.errors or not library.exists():
                 continue

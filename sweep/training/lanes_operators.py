@@ -1,5 +1,6 @@
-"""Operators of lanes that PyTorch has none for. Here they are computed by PyTorch's own; compiled
-programs have them computed by lanes_native.cpp and lanes_convolution.cpp.
+"""Operators of lanes that PyTorch has none for. Here they are written in PyTorch's own; compiled
+programs have them computed by lanes_native.cpp and lanes_convolution.cpp, and convolutions are
+computed so in eager steps as well once that library is there (`use_native`).
 
 Convolutions of lanes are the three partial derivatives of one form that is linear in each of its
 tensors: input x (lanes, C, D, H, W, rows), weight w (lanes, K, C / groups, *kernel) and what comes
@@ -9,6 +10,7 @@ processor takes at once. Imports torch alone.
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,6 +34,11 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
 
 def convolve(x: Tensor, w: Tensor, stride: Three, dilation: Three, groups: int) -> Tensor:
     """d[k, p] = sum over c, t of w[k, c, t] x[c, stride p + dilation t]."""
+    if _can_be_native(x, w):
+        return _call_native("convolve", x, w, stride, dilation, groups)
+    if x.stride(0) == 0:
+        # Lanes that share their input share its patches.
+        x = x[:1]
     patches = _patches(x, w.shape[3:], stride, dilation)
     outputs = _by_group(w, groups).flatten(3) @ _by_group(patches, groups).flatten(2, 3).flatten(3)
     return outputs.reshape(*w.shape[:2], *patches.shape[3:])
@@ -41,6 +48,8 @@ def input_gradient(
     d: Tensor, w: Tensor, sides: Three, stride: Three, dilation: Three, groups: int
 ) -> Tensor:
     """x[c, q] = sum over k, p, t with stride p + dilation t = q of w[k, c, t] d[k, p]."""
+    if _can_be_native(d, w):
+        return _call_native("input_gradient", d, w, sides, stride, dilation, groups)
     lanes, rows = d.shape[0], d.shape[-1]
     products = _by_group(w, groups).flatten(3).mT @ _by_group(d, groups).flatten(3)
     products = products.reshape(lanes, -1, w.shape[3:].numel(), *d.shape[2:])
@@ -56,9 +65,46 @@ def weight_gradient(
     d: Tensor, x: Tensor, kernel: Three, stride: Three, dilation: Three, groups: int
 ) -> Tensor:
     """w[k, c, t] = sum over p and rows of d[k, p] x[c, stride p + dilation t]."""
+    if _can_be_native(d, x):
+        return _call_native("weight_gradient", d, x, kernel, stride, dilation, groups)
     patches = _by_group(_patches(x, kernel, stride, dilation), groups).flatten(2, 3).flatten(3)
     products = _by_group(d, groups).flatten(3) @ patches.mT
     return products.reshape(*d.shape[:2], -1, *kernel)
+
+
+def use_native(library: ctypes.CDLL) -> None:
+    """From now on convolutions on the CPU are computed by this library of NATIVE_SOURCES."""
+    _native.append(library)
+
+
+_native: list[ctypes.CDLL] = []
+
+
+def _can_be_native(a: Tensor, b: Tensor) -> bool:
+    dtypes = (torch.float32, torch.float64)
+    return bool(_native) and a.device.type == "cpu" and a.dtype == b.dtype and a.dtype in dtypes
+
+
+def _call_native(name: str, a: Tensor, b: Tensor, *rest: Three | int) -> Tensor:
+    """On the calling thread, and without Python's lock."""
+    address, capsule = ctypes.pythonapi.PyCapsule_GetPointer, ctypes.pythonapi.PyCapsule_New
+    address.restype, address.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_void_p]
+    capsule.restype, capsule.argtypes = ctypes.py_object, [ctypes.c_void_p] * 3
+    handles = torch._C._aoti.unsafe_alloc_void_ptrs_from_tensors([a, b])
+    given: list[Any] = [ctypes.c_void_p(address(handle, None)) for handle in handles]
+    for value in rest:
+        if isinstance(value, int):
+            given.append(ctypes.c_int64(value))
+        else:
+            given += [(ctypes.c_int64 * len(value))(*value), ctypes.c_int64(len(value))]
+    made = ctypes.c_void_p()
+    function = getattr(_native[-1], f"aoti_torch_cpu_lanes_{name}")
+    failed = function(*given, ctypes.byref(made))
+    torch._C._aoti.alloc_tensors_by_stealing_from_void_ptrs(handles)
+    if failed:
+        raise RuntimeError(f"lanes_{name} failed")
+    found: Tensor = torch._C._aoti.alloc_tensor_by_stealing_from_void_ptr(capsule(made, None, None))
+    return found
 
 
 def _by_group(t: Tensor, groups: int) -> Tensor:

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from sweep.training import lanes_operators
 from sweep.training.compile_program import make_native
 from sweep.training.lanes_library import CompiledProgram, load_native
 from sweep.training.lanes_operators import (
@@ -32,25 +33,16 @@ def native(tmp_path_factory):
     return library
 
 
+@pytest.fixture
+def no_native(monkeypatch):
+    """Operators are PyTorch's own until `use_native` is called."""
+    monkeypatch.setattr(lanes_operators, "_native", [])
+
+
 def call(native: Path, name: str, a: torch.Tensor, b: torch.Tensor, *rest: object) -> torch.Tensor:
-    """A native operator of two tensors, lists and numbers, as a compiled program calls it."""
-    function = getattr(ctypes.CDLL(str(native)), f"aoti_torch_cpu_lanes_{name}")
-    address, capsule = ctypes.pythonapi.PyCapsule_GetPointer, ctypes.pythonapi.PyCapsule_New
-    address.restype, address.argtypes = Pointer, [ctypes.py_object, Pointer]
-    capsule.restype, capsule.argtypes = ctypes.py_object, [Pointer, Pointer, Pointer]
-    handles = torch._C._aoti.unsafe_alloc_void_ptrs_from_tensors([a, b])
-    given = [Pointer(address(handle, None)) for handle in handles]
-    for value in rest:
-        if isinstance(value, int):
-            given.append(ctypes.c_int64(value))
-        else:
-            given += [(ctypes.c_int64 * len(value))(*value), ctypes.c_int64(len(value))]
-    made = Pointer()
-    failed = function(*given, ctypes.byref(made))
-    torch._C._aoti.alloc_tensors_by_stealing_from_void_ptrs(handles)
-    if failed:
-        raise RuntimeError(name)
-    return torch._C._aoti.alloc_tensor_by_stealing_from_void_ptr(capsule(made, None, None))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lanes_operators, "_native", [ctypes.CDLL(str(native))])
+        return lanes_operators._call_native(name, a, b, *rest)
 
 
 def product(native: Path, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -113,7 +105,9 @@ def test_other_numbers_are_multiplied_by_torch(native, dtype):
     assert torch.equal(product(native, a, b), torch.bmm(a, b))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(
+    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
     lanes=st.integers(1, 3),
     groups=st.integers(1, 3),
@@ -127,7 +121,7 @@ def test_other_numbers_are_multiplied_by_torch(native, dtype):
     dtype=st.sampled_from([torch.float32, torch.float64]),
 )
 def test_convolutions_are_the_sums_that_define_them(
-    native, lanes, groups, channels, rows, sides, kernel, stride, dilation, shared, dtype
+    native, no_native, lanes, groups, channels, rows, sides, kernel, stride, dilation, shared, dtype
 ):
     """Sums of small whole numbers are exact in any order."""
     reach = [d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)]
@@ -149,6 +143,29 @@ def test_convolutions_are_the_sums_that_define_them(
     assert torch.equal(found, INPUT_GRADIENT(d, w, sides, *how))
     found = call(native, "weight_gradient", d, x, kernel, *how)
     assert torch.equal(found, WEIGHT_GRADIENT(d, x, kernel, *how))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_eager_convolutions_are_native_where_that_is_there(native, no_native, monkeypatch, dtype):
+    x = torch.randn(2, 3, 1, 5, 5, 9).to(dtype)
+    w, d = torch.randn(2, 2, 3, 1, 3, 3).to(dtype), torch.randn(2, 2, 1, 3, 3, 9).to(dtype)
+    how = ((1, 1, 1), (1, 1, 1), 1)
+
+    def found():
+        return [
+            CONVOLVE(x, w, *how),
+            INPUT_GRADIENT(d, w, (1, 5, 5), *how),
+            WEIGHT_GRADIENT(d, x, (1, 3, 3), *how),
+        ]
+
+    plain, names, own = found(), [], lanes_operators._call_native
+    monkeypatch.setattr(
+        lanes_operators, "_call_native", lambda name, *a: (names.append(name), own(name, *a))[1]
+    )
+    lanes_operators.use_native(ctypes.CDLL(str(native)))
+    torch.testing.assert_close(found(), plain)
+    others = dtype == torch.bfloat16
+    assert names == ([] if others else ["convolve", "input_gradient", "weight_gradient"])
 
 
 def test_a_convolution_of_what_it_cannot_read_fails(native):
