@@ -36,8 +36,8 @@ void meet(const Shape& s, Meetings* of_positions, Meetings* of_places) {
     for (int64_t tap = 0; tap < s.taps; tap++) {
       int64_t p = position, t = tap, place = 0, size = 1;
       for (int side = SIDES - 1; side >= 0; side--) {
-        const int64_t at = p % s.lengths[side] * s.stride[side] +
-                           t % s.kernel[side] * s.dilation[side];
+        const int64_t at =
+            p % s.lengths[side] * s.stride[side] + t % s.kernel[side] * s.dilation[side];
         place += at * size;
         size *= s.sides[side];
         p /= s.lengths[side];

@@ -5,6 +5,8 @@
 // taken in tiles of as many rows and columns as the processor's registers hold (Goto and van de
 // Geijn (2008), doi:10.1145/1356052.1356053), whatever its strides.
 
+#include "lanes_native.h"
+
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
 
 #include <algorithm>
@@ -13,8 +15,6 @@
 #include <type_traits>
 #include <utility>
 #include <vector>
-
-#include "lanes_native.h"
 
 namespace {
 
@@ -30,7 +30,7 @@ inline __attribute__((always_inline)) typename Vector<T>::type interleave(
 #if defined(__clang__)
   return __builtin_shufflevector(a, b, (first + i / 2 + (i % 2) * LANES<T>)...);
 #else
-  using Places = typename Vector<std::conditional_t<sizeof(T) == 4, int32_t, int64_t>>::type;
+  using Places = typename Vector<std::conditional_t<sizeof(T) == 4, int32_t, int64_t> >::type;
   return __builtin_shuffle(a, b, Places{(first + i / 2 + (i % 2) * LANES<T>)...});
 #endif
 }
