@@ -267,7 +267,7 @@ def compilers(pid: int) -> list[int]:
     return [
         child
         for child in children(pid)
-        if "compile_program.py" in Path(f"/proc/{child}/cmdline").read_text()
+        if "compile_program" in Path(f"/proc/{child}/cmdline").read_text()
     ]
 
 
