@@ -7,14 +7,14 @@ forward, penalty, backward, clipping, update, proximal step and divergence check
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.func import vmap
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+from torch.func import grad_and_value, vmap
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from sweep.problem.dropout import KeyedDropout, dropout_key
 from sweep.problem.losses import loss_per_sample
@@ -85,66 +85,49 @@ class LaneStep:
     def __call__(self, state: State, inputs: StepInputs, table: FoldTable) -> State:
         x, y, weights = table.take(inputs.folds, inputs.rows)
         keys = dropout_key(self.seed, inputs.folds, inputs.step) if self.dropout_keys else None
-        # No operation mixes lanes, so that the gradient of the sum of their losses is each one's
-        # own: it is found outside of the mapping, which costs less than a gradient mapped.
-        leaves = {name: p.detach().requires_grad_() for name, p in state.parameters.items()}
-        nudges: tuple[Tensor, ...] = ()
-        if self.template.recurrent:
-            nudges = vmap(lambda one: through_time.make_nudges(self.module, one, self.template))(x)
-            nudges = tuple(nudge.requires_grad_() for nudge in nudges)
-        with torch.enable_grad(), WrittenOut():
-            losses, buffers, slopes = _mapped(
-                self._loss, leaves, nudges, state, x, y, weights, inputs.n_rows, keys
-            )
-            found = torch.autograd.grad(
-                losses.sum(), [*leaves.values(), *nudges], materialize_grads=True
-            )
-        gradient = dict(zip(leaves, found, strict=False))
-        after = tree_map(torch.detach, (losses, gradient, found[len(leaves) :], buffers, slopes))
-        losses, gradient, d, buffers, slopes = after
-        parameters, moments, watch = _mapped(
-            self._update, state, losses, gradient, d, slopes, inputs.learning_rate
-        )
+        arguments = (state, x, y, weights, inputs.n_rows, inputs.learning_rate, keys)
+        with WrittenOut():
+            parameters, buffers, moments, watch = _mapped(self._one, *arguments)
         return State(parameters, buffers, moments, watch, state.numbers, state.penalty)
 
-    def _loss(
+    def _one(
         self,
-        parameters: Tensors,
-        nudges: tuple[Tensor, ...],
         state: State,
         x: Tensor,
         y: Tensor,
         weights: Tensor | None,
         count: Tensor,
-        key: Tensor | None,
-    ) -> tuple[Tensor, Tensors, list[Tensor]]:
-        """(loss, buffers after it, slopes of the activations) of one model on its batch."""
-        valid = torch.arange(x.shape[0], device=x.device) < count
-        # Batch normalisation writes its running statistics into these copies.
-        buffers = {name: b.clone() for name, b in state.buffers.items()}
-        if key is not None:
-            for name in self.dropout_keys:
-                buffers[name] = key
-        tensors = {**parameters, **buffers}
-        outputs, slopes = through_time.call(self.module, tensors, x, nudges)
-        losses = loss_per_sample(self.kind, as_matrix(outputs, self.n_outputs), y)
-        if weights is not None:
-            losses = losses * weights
-        loss = torch.where(valid, losses, 0.0).sum() / count
-        if self.template.smooth:
-            loss = loss + state.penalty.value(parameters, self.penalized)
-        return loss, buffers, slopes
-
-    def _update(
-        self,
-        state: State,
-        loss: Tensor,
-        gradient: Tensors,
-        d: Sequence[Tensor],
-        slopes: Sequence[Tensor],
         learning_rate: Tensor,
-    ) -> tuple[Tensors, Moments, Watch]:
-        """What one model's gradient does to it."""
+        key: Tensor | None,
+    ) -> tuple[Tensors, Tensors, Moments, Watch]:
+        """One step of one model."""
+        valid = torch.arange(x.shape[0], device=x.device) < count
+
+        nudges = through_time.make_nudges(self.module, x, self.template)
+
+        def objective(
+            parameters: Tensors, nudges: tuple[Tensor, ...]
+        ) -> tuple[Tensor, tuple[Tensors, list[Tensor]]]:
+            # Batch normalisation writes its running statistics into these copies.
+            buffers = {name: b.clone() for name, b in state.buffers.items()}
+            if key is not None:
+                for name in self.dropout_keys:
+                    buffers[name] = key
+            tensors = {**parameters, **buffers}
+            outputs, slopes = through_time.call(self.module, tensors, x, nudges)
+            losses = loss_per_sample(self.kind, as_matrix(outputs, self.n_outputs), y)
+            if weights is not None:
+                losses = losses * weights
+            loss = torch.where(valid, losses, 0.0).sum() / count
+            if self.template.smooth:
+                loss = loss + state.penalty.value(parameters, self.penalized)
+            return loss, (buffers, slopes)
+
+        # The gradient of all losses' sum, taken outside of the mapping, is the same and a third
+        # quicker eagerly; but its products come transposed, and the compiled step takes twice as
+        # long.
+        differentiate = grad_and_value(objective, argnums=(0, 1), has_aux=True)
+        (gradient, d), (loss, (buffers, slopes)) = differentiate(state.parameters, nudges)
         if self.template.recurrent:
             loss, gradient = through_time.add(
                 state.penalty, state.parameters, self.recurrent, d, slopes, loss, gradient
@@ -162,7 +145,7 @@ class LaneStep:
             state.penalty.prox if self.template.proximal else None,
         )
         watch = observe(state.watch, loss, norm, peaks, tensor_sizes(parameters), self.rules)
-        return parameters, moments, watch
+        return parameters, buffers, moments, watch
 
 
 def _mapped(function: Callable[..., Any], *arguments: Any) -> Any:
