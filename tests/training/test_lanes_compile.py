@@ -354,11 +354,13 @@ def test_eager_steps_leave_a_core_to_the_compiler(home):
 
 
 def test_where_nothing_can_be_written_nothing_is_compiled(tmp_path, monkeypatch):
+    # Before: torch's compiler makes a directory for temporary files when it is first imported.
+    sources = compilation()._sources
     (tmp_path / "sweep").write_text("no directory")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
     _own_directory.cache_clear()
-    found = compilation("a brief")
+    found = Compilation(sources, "a brief")
     found.start()
     assert found.errors.keys() == {STEP, "scoring"} and found.is_complete
 
