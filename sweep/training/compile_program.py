@@ -26,7 +26,6 @@ import torch
 import torch._higher_order_ops.triton_kernel_wrap
 
 from sweep.training import lanes_operators
-from sweep.training.lanes_operators import NATIVE_SOURCES
 
 EXAMPLE_LANES, EXAMPLE_ROWS = 8, 24
 FLAGS = ("-O3", "-march=native", "-std=gnu++17", "-fPIC", "-shared")
@@ -45,7 +44,7 @@ def main(source: str, parent: int) -> None:
         for operator, function in lanes_operators.IN_C.items()
     }
     for i, job in enumerate(jobs):
-        if make_native(NATIVE_SOURCES, job["native"], f"{source}.native"):
+        if make_native(lanes_operators.NATIVE_SOURCES, job["native"], f"{source}.native"):
             multiply_natively(job["graph"])
         compile_one(job, f"{source}.{i}")
 

@@ -69,7 +69,7 @@ class Compilation:
         machine = (torch.__version__, torch.backends.cpu.get_cpu_capability(), processor())
         self._about = (*(source.read_text() for source in NATIVE_SOURCES), *machine)
         self.native = self._directory / f"native-{_digest(self._about)}.so"
-        self._has_native = False
+        self._native: ctypes.CDLL | None = None
         self._index: Path | None = None
         if brief is not None:
             self._index = self._directory / f"{_digest((brief, self._about))}.json"
@@ -211,15 +211,13 @@ class Compilation:
                 os.utime(index)
 
     def _load(self) -> None:
-        if not self._has_native and (native := self._load_native()) is not None:
-            use_native(native)
-            self._has_native = True
+        if self._native is None:
+            self._native = self._load_native()
         for name, library in self.libraries.items():
             if name in self.ready or name in self.errors or not library.exists():
                 continue
-            native = self._load_native()
             try:
-                self.ready[name] = CompiledProgram(library, native, torch.get_num_threads())
+                self.ready[name] = CompiledProgram(library, self._native, torch.get_num_threads())
             except Exception:
                 # Written by another build of torch, or cut short when the power failed.
                 library.unlink(missing_ok=True)
@@ -239,6 +237,7 @@ class Compilation:
             return None
         with contextlib.suppress(OSError):
             os.utime(self.native)
+        use_native(native)
         return native
 
 

@@ -21,8 +21,8 @@ from torch.overrides import TorchFunctionMode
 from sweep.training.lanes_operators import CONVOLVE, INPUT_GRADIENT, WEIGHT_GRADIENT
 
 Size = int | Sequence[int]
-SIDES = ("depth", "height", "width")
-"""What the operators have; a convolution of fewer sides has them from the last on."""
+SIDES = 3
+"""Of the operators; a convolution of fewer has the last of them."""
 
 
 class WrittenOut(TorchFunctionMode):
@@ -87,7 +87,7 @@ def convolve(
     x = input.movedim(0, -1)
     if any(itertools.chain(*around)):
         x = F.pad(x, [0, 0, *itertools.chain(*reversed(around))])
-    no_more = [1] * (len(SIDES) - len(kernel))
+    no_more = [1] * (SIDES - len(kernel))
     x = x.reshape(1, len(x), *no_more, *x.shape[1:])
     filters = weight.reshape(1, *weight.shape[:2], *no_more, *kernel)
     apart = ([*no_more, *strides], [*no_more, *dilations])

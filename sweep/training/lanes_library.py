@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
+
+from sweep.training.lanes_operators import handles_of
 
 Pointer, Count = ctypes.c_void_p, ctypes.c_int64
 
@@ -43,8 +44,6 @@ class CompiledProgram:
         ]
         self._delete = code.aoti_torch_delete_tensor_object
         self._delete.argtypes = [Pointer]
-        self._address = ctypes.pythonapi.PyCapsule_GetPointer
-        self._address.restype, self._address.argtypes = Pointer, [ctypes.py_object, Pointer]
         # Never deleted: a library that has run OpenMP code or holds static tensors is best kept.
         self._container = Pointer()
         if create(ctypes.byref(self._container), threads, b"cpu", None):
@@ -64,7 +63,7 @@ class CompiledProgram:
                 self([*state, *(t[step] for t in inputs)], shared)
             return
         given = [*state, *inputs, *shared]
-        handles = self._handles(given)
+        handles = handles_of(given)
         stepwise = (ctypes.c_bool * len(given))()
         stepwise[len(state) : len(state) + len(inputs)] = [True] * len(inputs)
         run = ctypes.cast(self._run, Pointer)
@@ -76,18 +75,13 @@ class CompiledProgram:
 
     def __call__(self, lanes: Sequence[Tensor], shared: Sequence[Tensor]) -> None:
         given = [*lanes, *shared]
-        handles = self._handles(given)
+        handles = handles_of(given)
         returned = (Pointer * 1)()
         # The library takes over the handles it is given, and leaves the one it returns.
         failed = self._run(self._container, handles, len(given), returned, 1, None, None)
         if failed:
             raise RuntimeError("the compiled program failed")
         self._delete(returned[0])
-
-    def _handles(self, tensors: Sequence[Tensor]) -> ctypes.Array[ctypes.c_void_p]:
-        """Of these tensors, to be deleted or given away."""
-        capsules = torch._C._aoti.unsafe_alloc_void_ptrs_from_tensors(list(tensors))
-        return (Pointer * len(capsules))(*[self._address(c, None) for c in capsules])
 
 
 def load_native(library: Path) -> ctypes.CDLL:

@@ -23,6 +23,7 @@ NATIVE_SOURCES = [
     Path(__file__).with_name(name)
     for name in ("lanes_native.h", "lanes_native.cpp", "lanes_convolution.cpp")
 ]
+Pointer = ctypes.c_void_p
 Three = Sequence[int]
 """Of the sides (D, H, W)."""
 
@@ -74,7 +75,7 @@ def weight_gradient(
 
 def use_native(library: ctypes.CDLL) -> None:
     """From now on convolutions on the CPU are computed by this library of NATIVE_SOURCES."""
-    _native.append(library)
+    _native[:] = [library]
 
 
 _native: list[ctypes.CDLL] = []
@@ -87,24 +88,31 @@ def _can_be_native(a: Tensor, b: Tensor) -> bool:
 
 def _call_native(name: str, a: Tensor, b: Tensor, *rest: Three | int) -> Tensor:
     """On the calling thread, and without Python's lock."""
-    address, capsule = ctypes.pythonapi.PyCapsule_GetPointer, ctypes.pythonapi.PyCapsule_New
-    address.restype, address.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_void_p]
-    capsule.restype, capsule.argtypes = ctypes.py_object, [ctypes.c_void_p] * 3
-    handles = torch._C._aoti.unsafe_alloc_void_ptrs_from_tensors([a, b])
-    given: list[Any] = [ctypes.c_void_p(address(handle, None)) for handle in handles]
+    capsule = ctypes.pythonapi.PyCapsule_New
+    capsule.restype, capsule.argtypes = ctypes.py_object, [Pointer] * 3
+    [library], handles = _native, handles_of([a, b])
+    given: list[Any] = [Pointer(handle) for handle in handles]
     for value in rest:
         if isinstance(value, int):
             given.append(ctypes.c_int64(value))
         else:
             given += [(ctypes.c_int64 * len(value))(*value), ctypes.c_int64(len(value))]
-    made = ctypes.c_void_p()
-    function = getattr(_native[-1], f"aoti_torch_cpu_lanes_{name}")
-    failed = function(*given, ctypes.byref(made))
-    torch._C._aoti.alloc_tensors_by_stealing_from_void_ptrs(handles)
+    made = Pointer()
+    failed = getattr(library, f"aoti_torch_cpu_lanes_{name}")(*given, ctypes.byref(made))
+    for handle in handles:
+        library.aoti_torch_delete_tensor_object(Pointer(handle))
     if failed:
         raise RuntimeError(f"lanes_{name} failed")
     found: Tensor = torch._C._aoti.alloc_tensor_by_stealing_from_void_ptr(capsule(made, None, None))
     return found
+
+
+def handles_of(tensors: Sequence[Tensor]) -> ctypes.Array[ctypes.c_void_p]:
+    """Of these tensors, for PyTorch's C interface: to be deleted or given away."""
+    address = ctypes.pythonapi.PyCapsule_GetPointer
+    address.restype, address.argtypes = Pointer, [ctypes.py_object, Pointer]
+    capsules = torch._C._aoti.unsafe_alloc_void_ptrs_from_tensors(list(tensors))
+    return (Pointer * len(capsules))(*[address(capsule, None) for capsule in capsules])
 
 
 def _by_group(t: Tensor, groups: int) -> Tensor:

@@ -7,7 +7,7 @@ forward, penalty, backward, clipping, update, proximal step and divergence check
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -151,12 +151,15 @@ class LaneStep:
 def _mapped(function: Callable[..., Any], *arguments: Any) -> Any:
     """The function of one lane, of all: every tensor has a lane's part along its first axis."""
     leaves, structure = tree_flatten(arguments)
-    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
 
     def flat(*parts: Tensor) -> Any:
-        following = iter(parts)
-        given = [next(following) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-        return function(*tree_unflatten(given, structure))
+        return function(*tree_unflatten(refilled(leaves, parts), structure))
 
     # Of nested arguments it would look up the axis of each leaf by itself, at every step.
-    return vmap(flat)(*tensors)
+    return vmap(flat)(*(leaf for leaf in leaves if isinstance(leaf, Tensor)))
+
+
+def refilled(leaves: Sequence[Any], given: Sequence[Tensor]) -> list[Any]:
+    """The leaves, with the given tensors where they have tensors."""
+    following: Iterator[Tensor] = iter(given)
+    return [next(following) if isinstance(leaf, Tensor) else leaf for leaf in leaves]

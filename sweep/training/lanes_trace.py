@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -21,7 +21,7 @@ from torch.fx.node import map_aggregate
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from sweep.training.batches import FoldTable
-from sweep.training.lanes_step import LaneStep, State, StepInputs
+from sweep.training.lanes_step import LaneStep, State, StepInputs, refilled
 
 LANES, ROWS = 1_000_003, 1_000_033
 """The numbers of lanes and rows traced: primes, which divide nothing but their multiples."""
@@ -54,20 +54,14 @@ def step_function(step: LaneStep, state: State, inputs: StepInputs, table: FoldT
     table_leaves, table_structure = tree_flatten(table)
 
     def function(lanes: list[Tensor], shared: list[Tensor]) -> Tensor:
-        here, given = tree_unflatten(_refilled(leaves, lanes), structure)
-        after = step(here, given, tree_unflatten(_refilled(table_leaves, shared), table_structure))
+        here, given = tree_unflatten(refilled(leaves, lanes), structure)
+        after = step(here, given, tree_unflatten(refilled(table_leaves, shared), table_structure))
         for old, new in zip(tensors(here), tensors(after), strict=True):
             if old is not new:
                 old.copy_(new)
         return after.watch.code
 
     return function
-
-
-def _refilled(leaves: Sequence[Any], given: Sequence[Tensor]) -> list[Any]:
-    """The leaves, with the given tensors where they have tensors."""
-    following: Iterator[Tensor] = iter(given)
-    return [next(following) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
 
 
 def trace(
