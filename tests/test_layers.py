@@ -178,6 +178,15 @@ def test_commands_that_do_not_train_start_quickly(arguments: list[str], tmp_path
     assert imported_by(code, tmp_path) == set()
 
 
+def test_a_mistake_in_the_file_is_said_before_all_that_trains_is_imported(tmp_path: Path) -> None:
+    (tmp_path / "wrong.yaml").write_text("study: wrong\nlerning_rate: 1\n")
+    code = (
+        "import sys; from sweep.cli import main\n"
+        "for verb in ('check', 'run'):\n    assert main([verb, 'wrong.yaml']) == 2"
+    )
+    assert imported_by(code, tmp_path) == set()
+
+
 def test_the_python_interface_is_what_it_says() -> None:
     import sweep
     from sweep import errors

@@ -7,10 +7,11 @@ import itertools
 import numpy as np
 import pytest
 import scipy.stats
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sweep.problem.randomness import Stream, derive_seed, permutation
+from sweep.problem.randomness import Stream, derive_seed, permutation, seeded
 
 small = st.integers(0, 2**32 - 1)
 
@@ -51,3 +52,14 @@ def test_orders_are_uniform_over_all_permutations():
     orders = [tuple(permutation(0, 0, epoch, 4)) for epoch in range(4800)]
     counts = [orders.count(order) for order in itertools.permutations(range(4))]
     assert scipy.stats.chisquare(counts).pvalue > 1e-3
+
+
+@given(seed=st.integers(0, 2**63 - 1))
+def test_draws_within_a_seed_are_those_of_torch_and_leave_no_trace(seed: int):
+    before = torch.get_rng_state()
+    with seeded(seed):
+        found = torch.rand(3)
+    assert torch.equal(torch.get_rng_state(), before)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        assert torch.equal(torch.rand(3), found)

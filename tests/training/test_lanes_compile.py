@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from sweep.spec import load_spec
-from sweep.training import lanes_compile
+from sweep.training import lanes_compile, lanes_operators
 from sweep.training.lanes_brief import brief
 from sweep.training.lanes_cache import LEFT_SECONDS, _own_directory, cache_directory, tidy
 from sweep.training.lanes_compile import WORTH_A_NODE, WORTH_SECONDS, Compilation
@@ -192,7 +192,8 @@ SCORED = {
 @pytest.mark.parametrize(
     "case", [pytest.param(name, marks=[pytest.mark.slow] * (name != "weights")) for name in SCORED]
 )
-def test_compiled_scores_are_the_eager_ones(case):
+def test_compiled_scores_are_the_eager_ones(case, monkeypatch):
+    monkeypatch.setattr(lanes_operators, "_native", [])
     """Of one lane of a fold and of several, of a lane that is not finite, on all kinds of rows."""
     exp = experiment({**BASE, **SCORED[case]})
     setting = exp.spec.setting(PARAMS)
@@ -207,7 +208,8 @@ def test_compiled_scores_are_the_eager_ones(case):
     if "compiler" in str(made.errors):
         pytest.skip("no C++ compiler here: scores are computed eagerly")
     if made.native.exists():
-        # Its products are the native ones.
+        # Its products are the native ones, and so are eager convolutions from then on.
+        assert lanes_operators._native
         assert b"aoti_torch_cpu_lanes_matmul" in made.libraries["scoring"].read_bytes()
     for lane, bad in ((0, None), (1, torch.nan)):
         if bad is not None:
