@@ -132,10 +132,14 @@ COMPILED = {
         "model": {"kind": "cnn", "channels": [3, 2], "hidden": 5},
         "data": {"source": "python:toy_data:images"},
     },
+    "convolution with groups": {
+        "model": {"kind": "python:toy_data:Grouped"},
+        "data": {"source": "python:toy_data:images"},
+    },
 }
 
 
-SLOW = ("every cure", "batch normalisation and adam", "lstm", "cnn")
+SLOW = ("every cure", "batch normalisation and adam", "lstm", "cnn", "convolution with groups")
 
 
 @pytest.mark.parametrize(

@@ -161,8 +161,8 @@ def test_free_memory_is_what_the_limit_leaves():
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is glibc's malloc")
 def test_memory_that_was_freed_is_not_got_from_the_system_again():
-    """After 80 MB in blocks of 4, blocks one after the other, each a megabyte larger than all before
-    it: glibc by itself gives back what is larger than it has seen."""
+    """After 80 MB in small blocks, one block after the other, each larger than those before:
+    glibc by itself gives back what is larger than it has seen."""
     script = """if True:
         import resource, sys, torch
         from sweep.training.memory import keep_freed_memory

@@ -82,6 +82,19 @@ class Normalized(nn.Module):
         return self.head(self.norm(x))
 
 
+class Grouped(nn.Module):
+    """A convolution of few channels and one with groups, on `images`."""
+
+    def __init__(self, n_outputs: int):
+        super().__init__()
+        self.first = nn.Conv2d(1, 4, 3, padding=1, bias=False)
+        self.second = nn.Conv2d(4, 2, 3, stride=2, groups=2, bias=False)
+        self.head = nn.Linear(2 * 2 * 2, n_outputs, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.second(self.first(x).tanh()).flatten(1))
+
+
 class LooksAtDataOnceTrained(nn.Module):
     def __init__(self, n_features: int, n_outputs: int):
         super().__init__()
