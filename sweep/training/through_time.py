@@ -12,10 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad_and_value
+from torch.func import functional_call
 
 from sweep.errors import SpecError
 from sweep.problem.recurrent import RNN
+from sweep.training.differentiation import value_and_gradient
 from sweep.training.penalty import Penalty
 
 Tensors = dict[str, Tensor]
@@ -77,7 +78,7 @@ def add(
 ) -> tuple[Tensor, Tensors]:
     """(loss, gradient) with the penalty's own added."""
     weights = {name: parameters[name] for name in names if name is not None}
-    own, omega = grad_and_value(lambda w: value(penalty, w, names, d, slopes))(weights)
+    omega, _, own = value_and_gradient(lambda w: (value(penalty, w, names, d, slopes), ()), weights)
     # At lambda 0 the trace may be anything, also not finite.
     off = penalty.recurrent[0].lam == 0
     more = {n: gradient[n] + torch.where(off, torch.zeros_like(g), g) for n, g in own.items()}
