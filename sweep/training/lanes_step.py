@@ -125,8 +125,8 @@ class LaneStep:
                 loss = loss + state.penalty.value(parameters, self.penalized)
             return loss, (buffers, slopes)
 
-        # The gradient of all losses' sum, taken outside of the mapping, is the same; but its products
-        # come transposed, and the compiled step takes twice as long.
+        # The gradient of all losses' sum, taken outside of the mapping, is the same; but its
+        # products come transposed, and the compiled step takes twice as long.
         loss, (buffers, slopes), (gradient, d) = value_and_gradient(
             objective, (state.parameters, nudges)
         )
