@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sweep.problem.elastic_net import scaled
+from sweep.problem.group_prox import GROUP_PROX
 
 
 class GroupLasso(NamedTuple):
@@ -89,35 +90,18 @@ def _norms(rows: Float[Tensor, "G S"]) -> Float[Tensor, " G"]:
     return torch.where(zero, 0.0, torch.where(zero, 1.0, square).sqrt())
 
 
-NEWTON_STEPS = 12
-
-
 def _prox_rows(
     w: Float[Tensor, "G S"], step: Tensor, weight: Float[Tensor, "G 1"]
 ) -> Float[Tensor, "G S"]:
     """argmin_u sum_i (u_i - w_i)^2 / (2 step_i) + weight * ||u||_2, row by row.
 
-    Scalar step: u = max(1 - step * weight / ||w||, 0) * w. Else, with c = step * weight, u is
-    w * rho / (rho + c); rho = ||u|| is the root of phi(rho) = sum_i (w_i / (rho + c_i))^2 = 1, or
-    0 if phi(0) <= 1. Newton's iteration on 1 / sqrt(phi), which is concave, rises to the root
-    from any lower bound (Moré and Sorensen 1983, doi:10.1137/0904038). It starts from
-    max(max_i |w_i| - c_i, ||w|| - max c, 0), where 1 <= phi <= S, so that nothing overflows.
+    Scalar step: u = max(1 - step * weight / ||w||, 0) * w. Else the root of an equation.
     """
+    if step.ndim:
+        made: Tensor = GROUP_PROX(w, step, weight.squeeze(1))
+        return made
     # Dividing by the largest entry keeps squares in range, also in float32.
     largest = w.abs().amax(1, keepdim=True)
     unit = torch.where(largest > 0, largest, 1.0)
-    v, c = w / unit, step * weight / unit
-    norm = torch.linalg.vector_norm(v, dim=1, keepdim=True)
-    if step.ndim == 0:
-        return w * torch.where(norm > c, 1 - c / norm, 0.0)
-    rho = torch.clamp((v.abs() - c).amax(1, keepdim=True), min=0.0)
-    rho = torch.maximum(rho, norm - c.amax(1, keepdim=True))
-    for _ in range(NEWTON_STEPS):
-        bottom = rho + c
-        bottom = torch.where(bottom > 0, bottom, 1.0)
-        terms = (v / bottom) ** 2
-        phi, slope = terms.sum(1, keepdim=True), (terms / bottom).sum(1, keepdim=True)
-        rise = phi * (phi.sqrt() - 1) / torch.where(slope > 0, slope, 1.0)
-        rho = rho + torch.clamp(rise, min=0.0)
-    bottom = rho + c
-    return w * (rho / torch.where(bottom > 0, bottom, 1.0))
+    norm, c = torch.linalg.vector_norm(w / unit, dim=1, keepdim=True), step * weight / unit
+    return w * torch.where(norm > c, 1 - c / norm, 0.0)

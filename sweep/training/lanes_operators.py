@@ -1,6 +1,6 @@
 """Operators of lanes that PyTorch has none for. Here they are written in PyTorch's own; compiled
-programs have them computed by lanes_native.cpp and lanes_convolution.cpp, and convolutions are
-computed so in eager steps as well once that library is there (`use_native`).
+programs have them, and that of problem/group_prox.py, computed by NATIVE_SOURCES, and convolutions
+are computed so in eager steps as well once that library is there (`use_native`).
 
 Convolutions of lanes are the three partial derivatives of one form that is linear in each of its
 tensors: input x (lanes, C, D, H, W, rows), weight w (lanes, K, C / groups, *kernel) and what comes
@@ -19,9 +19,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sweep.problem.group_prox import GROUP_PROX
+
 NATIVE_SOURCES = [
     Path(__file__).with_name(name)
-    for name in ("lanes_native.h", "lanes_native.cpp", "lanes_convolution.cpp")
+    for name in (
+        "lanes_native.h",
+        "lanes_native.cpp",
+        "lanes_convolution.cpp",
+        "lanes_group_prox.cpp",
+    )
 ]
 Pointer = ctypes.c_void_p
 Three = Sequence[int]
@@ -36,7 +43,7 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
 def convolve(x: Tensor, w: Tensor, stride: Three, dilation: Three, groups: int) -> Tensor:
     """d[k, p] = sum over c, t of w[k, c, t] x[c, stride p + dilation t]."""
     if _can_be_native(x, w):
-        return _call_native("convolve", x, w, stride, dilation, groups)
+        return _call_native("lanes_convolve", (x, w), stride, dilation, groups)
     if x.stride(0) == 0:
         # Lanes that share their input share its patches.
         x = x[:1]
@@ -50,7 +57,7 @@ def input_gradient(
 ) -> Tensor:
     """x[c, q] = sum over k, p, t with stride p + dilation t = q of w[k, c, t] d[k, p]."""
     if _can_be_native(d, w):
-        return _call_native("input_gradient", d, w, sides, stride, dilation, groups)
+        return _call_native("lanes_input_gradient", (d, w), sides, stride, dilation, groups)
     lanes, rows = d.shape[0], d.shape[-1]
     products = _by_group(w, groups).flatten(3).mT @ _by_group(d, groups).flatten(3)
     products = products.reshape(lanes, -1, w.shape[3:].numel(), *d.shape[2:])
@@ -67,7 +74,7 @@ def weight_gradient(
 ) -> Tensor:
     """w[k, c, t] = sum over p and rows of d[k, p] x[c, stride p + dilation t]."""
     if _can_be_native(d, x):
-        return _call_native("weight_gradient", d, x, kernel, stride, dilation, groups)
+        return _call_native("lanes_weight_gradient", (d, x), kernel, stride, dilation, groups)
     patches = _by_group(_patches(x, kernel, stride, dilation), groups).flatten(2, 3).flatten(3)
     products = _by_group(d, groups).flatten(3) @ patches.mT
     return products.reshape(*d.shape[:2], -1, *kernel)
@@ -86,11 +93,11 @@ def _can_be_native(a: Tensor, b: Tensor) -> bool:
     return bool(_native) and a.device.type == "cpu" and a.dtype == b.dtype and a.dtype in dtypes
 
 
-def _call_native(name: str, a: Tensor, b: Tensor, *rest: Three | int) -> Tensor:
+def _call_native(name: str, tensors: Sequence[Tensor], *rest: Three | int) -> Tensor:
     """On the calling thread, and without Python's lock."""
     capsule = ctypes.pythonapi.PyCapsule_New
     capsule.restype, capsule.argtypes = ctypes.py_object, [Pointer] * 3
-    [library], handles = _native, handles_of([a, b])
+    [library], handles = _native, handles_of(tensors)
     given: list[Any] = [Pointer(handle) for handle in handles]
     for value in rest:
         if isinstance(value, int):
@@ -98,11 +105,11 @@ def _call_native(name: str, a: Tensor, b: Tensor, *rest: Three | int) -> Tensor:
         else:
             given += [(ctypes.c_int64 * len(value))(*value), ctypes.c_int64(len(value))]
     made = Pointer()
-    failed = getattr(library, f"aoti_torch_cpu_lanes_{name}")(*given, ctypes.byref(made))
+    failed = getattr(library, f"aoti_torch_cpu_{name}")(*given, ctypes.byref(made))
     for handle in handles:
         library.aoti_torch_delete_tensor_object(Pointer(handle))
     if failed:
-        raise RuntimeError(f"lanes_{name} failed")
+        raise RuntimeError(f"{name} failed")
     found: Tensor = torch._C._aoti.alloc_tensor_by_stealing_from_void_ptr(capsule(made, None, None))
     return found
 
@@ -186,5 +193,6 @@ IN_C = {
     CONVOLVE: f"aoti_torch_cpu_lanes_convolve({_TENSORS}, {_SIDES}",
     INPUT_GRADIENT: f"aoti_torch_cpu_lanes_input_gradient({_TENSORS}, {_LIST}, {_SIDES}",
     WEIGHT_GRADIENT: f"aoti_torch_cpu_lanes_weight_gradient({_TENSORS}, {_LIST}, {_SIDES}",
+    GROUP_PROX: f"aoti_torch_cpu_group_prox({_TENSORS}, AtenTensorHandle, AtenTensorHandle*)",
 }
 """The functions of the native library that compiled programs call for the operators."""

@@ -4,6 +4,7 @@ import ctypes
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from sweep.problem.group_prox import GROUP_PROX
 from sweep.training import lanes_operators
 from sweep.training.compile_program import make_native
 from sweep.training.lanes_library import CompiledProgram, load_native
@@ -39,14 +41,14 @@ def no_native(monkeypatch):
     monkeypatch.setattr(lanes_operators, "_native", [])
 
 
-def call(native: Path, name: str, a: torch.Tensor, b: torch.Tensor, *rest: object) -> torch.Tensor:
+def call(native: Path, name: str, tensors: Sequence[torch.Tensor], *rest: object) -> torch.Tensor:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lanes_operators, "_native", [ctypes.CDLL(str(native))])
-        return lanes_operators._call_native(name, a, b, *rest)
+        return lanes_operators._call_native(name, tensors, *rest)
 
 
 def product(native: Path, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    return call(native, "matmul", a, b)
+    return call(native, "lanes_matmul", (a, b))
 
 
 def matrices(how: str, lanes: int, rows: int, columns: int, dtype: torch.dtype) -> torch.Tensor:
@@ -138,10 +140,10 @@ def test_convolutions_are_the_sums_that_define_them(
         x = whole(lanes, n_in, *sides, rows)
     w, d = whole(lanes, n_out, channels[0], *kernel), whole(lanes, n_out, *lengths, rows)
     how = (stride, dilation, groups)
-    assert torch.equal(call(native, "convolve", x, w, *how), CONVOLVE(x, w, *how))
-    found = call(native, "input_gradient", d, w, sides, *how)
+    assert torch.equal(call(native, "lanes_convolve", (x, w), *how), CONVOLVE(x, w, *how))
+    found = call(native, "lanes_input_gradient", (d, w), sides, *how)
     assert torch.equal(found, INPUT_GRADIENT(d, w, sides, *how))
-    found = call(native, "weight_gradient", d, x, kernel, *how)
+    found = call(native, "lanes_weight_gradient", (d, x), kernel, *how)
     assert torch.equal(found, WEIGHT_GRADIENT(d, x, kernel, *how))
 
 
@@ -165,7 +167,8 @@ def test_eager_convolutions_are_native_where_that_is_there(native, no_native, mo
     lanes_operators.use_native(ctypes.CDLL(str(native)))
     torch.testing.assert_close(found(), plain)
     others = dtype == torch.bfloat16
-    assert names == ([] if others else ["convolve", "input_gradient", "weight_gradient"])
+    called = ["lanes_convolve", "lanes_input_gradient", "lanes_weight_gradient"]
+    assert names == ([] if others else called)
 
 
 def test_a_convolution_of_what_it_cannot_read_fails(native):
@@ -173,7 +176,54 @@ def test_a_convolution_of_what_it_cannot_read_fails(native):
     how = ((1, 1, 1), (1, 1, 1), 1)
     for bad in (x.transpose(3, 4), x[..., ::2], x.half(), x.double(), x[0]):
         with pytest.raises(RuntimeError, match="convolve"):
-            call(native, "convolve", bad, w, *how)
+            call(native, "lanes_convolve", (bad, w), *how)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    rows=st.integers(0, 5),
+    size=st.integers(1, 40),
+    spread=st.sampled_from([0.0, 1.0, 3.0, 8.0]),
+    strength=st.floats(-6, 3).map(lambda e: 10.0**e) | st.just(0.0),
+    how=st.sampled_from(["plain", "transposed"]),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+)
+def test_the_step_of_group_lasso_is_the_operator_s(
+    native, rows, size, spread, strength, how, dtype
+):
+    """A row that lies on the border of 0, to rounding, may be on either side."""
+    generator = torch.Generator().manual_seed(size)
+
+    def drawn(magnitudes):
+        shape = (size, rows) if how == "transposed" else (rows, size)
+        numbers = torch.randn(*shape, generator=generator, dtype=torch.float64)
+        return (numbers if magnitudes is None else (magnitudes * numbers).exp()).to(dtype)
+
+    w, step, weight = drawn(None) * drawn(spread), drawn(spread), torch.full((rows,), strength)
+    given = (*((w.T, step.T) if how == "transposed" else (w, step)), weight.to(dtype))
+    found, expected = call(native, "group_prox", given), GROUP_PROX(*given)
+    assert found.shape == expected.shape and found.is_contiguous()
+    room = 100 * torch.finfo(dtype).eps
+    torch.testing.assert_close(
+        found, expected, rtol=room, atol=room * float(w.abs().amax() if w.numel() else 0)
+    )
+
+
+@pytest.mark.parametrize("place", ["w", "step", "weight"])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_the_step_of_group_lasso_stays_a_number_where_the_operator_does(native, place, bad):
+    given = {"w": torch.randn(3, 9), "step": torch.rand(3, 9), "weight": torch.rand(3)}
+    given[place][1] = bad
+    found, expected = call(native, "group_prox", [*given.values()]), GROUP_PROX(*given.values())
+    torch.testing.assert_close(found, expected, equal_nan=True)
+    assert found[[0, 2]].isfinite().all()
+
+
+def test_the_step_of_group_lasso_of_what_it_cannot_read_fails(native):
+    w, step, weight = torch.randn(3, 9), torch.rand(3, 9), torch.rand(3)
+    for bad in ((w.half(), step.half(), weight.half()), (w, step.double(), weight)):
+        with pytest.raises(RuntimeError, match="group_prox"):
+            call(native, "group_prox", bad)
 
 
 ADDS = """
