@@ -9,7 +9,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sweep.problem.randomness import permutation
 from sweep.problem.scaling import Scaling
 from sweep.training.experiment import Experiment
 from sweep.training.member import Plan
@@ -32,12 +31,11 @@ class BatchOrders:
 
     def acquire(self, fold: int, epoch: int, plan: Plan) -> int:
         """The place p of this epoch's order."""
-        key = (fold, epoch)
+        key = (fold, 0 if plan.is_full_batch else epoch)
         if key not in self._place:
             used = set(self._place.values())
             place = next(p for p in range(len(used) + 1) if p not in used)
-            order = plan.train[permutation(self.seed, fold, epoch, len(plan.train))]
-            padded = self._padded(order, plan)
+            padded = self._padded(plan.rows_of(self.seed, fold, epoch), plan)
             if place >= self.rows.shape[0] or len(padded) > self.rows.shape[1]:
                 self._grow(place + 1, len(padded))
             self.rows[place, : len(padded)] = torch.from_numpy(padded)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -31,8 +31,13 @@ from sweep.training.scoring import ScoreUndefined
 NUMBERS_AT_ONCE, COMPILED_NUMBERS_AT_ONCE, NUMBERS_ON_DEVICE = 2**22, 2**21, 2**26
 """Activations, over all lanes, of one evaluation call: an eager one is slow to begin, a compiled
 one makes the best of a core's own cache, one on a GPU should keep all of it at work."""
+NUMBERS_WORTH_THREADS = 2**20
+"""Activations of an eager look at all lanes that more threads than one are worth while for: with
+fewer they would mostly wait for Python's lock."""
 KEPT_ROWS = 2**24
 """Numbers of a fold's rows that are kept gathered between evaluations."""
+
+_T = TypeVar("_T")
 
 
 class _Part(NamedTuple):
@@ -48,13 +53,18 @@ class _Part(NamedTuple):
 
 
 class Evaluation:
-    """Evaluates lanes of one program, in evaluation mode; `compiled` once that is there."""
+    """Evaluates lanes of one program, in evaluation mode.
+
+    The study's score is found by `measure`: by the compiled program once that is there, else
+    operation by operation of what was `traced`, once that is.
+    """
 
     def __init__(
         self, experiment: Experiment, module: nn.Module, table: FoldTable, pool: Executor
     ) -> None:
         self.experiment, self.module, self.table, self.pool = experiment, module, table, pool
         self.compiled: CompiledProgram | None = None
+        self.traced: Traced | None = None
         self._each = activations(module, experiment.problem.input_shape, experiment.dtype)
         at_once = NUMBERS_AT_ONCE if experiment.device == CPU else NUMBERS_ON_DEVICE
         self.rows_at_once = max(1, at_once // self._each)
@@ -81,7 +91,7 @@ class Evaluation:
 
         result: dict[int, list[float | ScoreUndefined]] = {}
         parts = self._parts(lanes, which)
-        for part, by_score in zip(parts, self.pool.map(judged, parts), strict=True):
+        for part, by_score in zip(parts, self._each_of(judged, parts), strict=True):
             for slot, *values in zip(part.slots, *by_score, strict=True):
                 result[slot] = values
         return result
@@ -99,9 +109,16 @@ class Evaluation:
         lanes = {s: lane for s, lane in lanes.items() if lane.model.plan.held_out is not None}
         result: dict[int, float] = {}
         parts = self._parts(lanes, "held_out")
-        for part, values in zip(parts, self.pool.map(looked_at, parts), strict=True):
+        for part, values in zip(parts, self._each_of(looked_at, parts), strict=True):
             result.update(zip(part.slots, values, strict=True))
         return result
+
+    def _each_of(self, function: Callable[[_Part], _T], parts: Sequence[_Part]) -> Iterable[_T]:
+        """The function of each part, on a thread a core where that is worth it."""
+        numbers = sum(self._each * len(part.rows) * len(part.slots) for part in parts)
+        if self.compiled is None and numbers < NUMBERS_WORTH_THREADS:
+            return map(function, parts)
+        return self.pool.map(function, parts)
 
     def source(self, state: State) -> Callable[[], Traced] | None:
         """Traces `measure` for any number of lanes and rows; None where the score has no formula.
@@ -149,14 +166,17 @@ class Evaluation:
         return parts
 
     def _measured(self, state: State, part: _Part) -> Measured | None:
-        """What the compiled program finds; None where there is none for this part."""
-        if self.compiled is None or part.x is None or len(part.rows) < 2:
+        """What `measure` finds; None where it was neither compiled nor traced for this part."""
+        program: Callable[..., object] | None = self.compiled
+        if program is None and self.traced is not None:
+            program = self.traced.graph
+        if program is None or part.x is None or len(part.rows) < 2:
             return None
         # The compiled program takes two lanes or more.
         index = torch.tensor(part.slots if len(part.slots) > 1 else part.slots * 2)
         measured = torch.empty(len(index), MEASURED, dtype=self.experiment.dtype)
         shared = [t for t in (part.x, part.y, part.weights) if t is not None]
-        self.compiled([*(t[index] for t in _tensors(state)), measured], shared)
+        program([*(t[index] for t in _tensors(state)), measured], shared)
         return Measured.of(measured[: len(part.slots)])
 
     @torch.no_grad()

@@ -16,6 +16,9 @@ from sweep.training.member import Member, Plan, learning_rate_at, make_plan
 from sweep.training.optimizers import rule_of
 from sweep.training.penalty import Penalty, make_penalty
 
+RATES_AHEAD = 512
+"""Learning rates are settled for so many steps at a time."""
+
 
 @dataclass(frozen=True)
 class LaneModel:
@@ -58,8 +61,9 @@ class Lane:
     step: int = 0
     best: float = math.inf
     best_epoch: int = -1
-    rates: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
-    """The learning rates of the present epoch's steps."""
+    _rates: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
+    _rates_from: int = 0
+    """The learning rates that are settled, and the step of the first."""
 
     @property
     def epoch(self) -> int:
@@ -69,7 +73,13 @@ class Lane:
     def step_in_epoch(self) -> int:
         return self.step % self.model.plan.steps_per_epoch
 
-    def plan_epoch(self) -> None:
-        """Settles the learning rates of the epoch that begins."""
-        steps = self.step + np.arange(self.model.plan.steps_per_epoch)
-        self.rates = learning_rate_at(steps, self.model.member.setting, self.model.plan)
+    def rates(self, steps: int) -> NDArray[np.float64]:
+        """The learning rates of the next so many steps."""
+        begin = self.step - self._rates_from
+        if begin + steps > len(self._rates):
+            plan = self.model.plan
+            end = max(self.step + steps, min(self.step + RATES_AHEAD, plan.steps))
+            ahead = np.arange(self.step, end)
+            self._rates = learning_rate_at(ahead, self.model.member.setting, plan)
+            self._rates_from, begin = self.step, 0
+        return self._rates[begin : begin + steps]

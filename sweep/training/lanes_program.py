@@ -168,9 +168,7 @@ class Program:
             stacked,
         )
         for slot, model in new:
-            lane = Lane(model, self.orders.acquire(model.member.fold, 0, model.plan))
-            lane.plan_epoch()
-            self.lanes[slot] = lane
+            self.lanes[slot] = Lane(model, self.orders.acquire(model.member.fold, 0, model.plan))
 
     def _fresh(self, model: LaneModel) -> State:
         dtype, setting = self.experiment.dtype, model.member.setting
@@ -212,6 +210,7 @@ class Program:
         assert self.state is not None
         self.state = self.stepper.run(self.state, self._chunk(steps), self._steps_left())
         self.evaluation.compiled = self.stepper.compiled(SCORING)
+        self.evaluation.traced = self.stepper.traced(SCORING)
         for lane in active:
             lane.step += steps
         self.trained += steps * len(active)
@@ -249,7 +248,7 @@ class Program:
         device = self.experiment.device
         given = torch.from_numpy(numbers).to(device)
         folds, places, start, within, per_batch, n_rows = given.unbind(1)
-        rates = np.stack([lane.rates[lane.step_in_epoch :][:steps] for lane in seats], axis=1)
+        rates = np.stack([lane.rates(steps) for lane in seats], axis=1)
         ahead = torch.arange(steps, device=device).unsqueeze(1)
         begin = ((within + ahead) * self.batch).unsqueeze(2)
         return Chunk(
@@ -325,9 +324,8 @@ class Program:
             if stop:
                 finished.append(slot)
             else:
-                self.orders.release(lane.order)
-                lane.order = self.orders.acquire(member.fold, lane.epoch, plan)
-                lane.plan_epoch()
+                before, lane.order = lane.order, self.orders.acquire(member.fold, lane.epoch, plan)
+                self.orders.release(before)
         if finished:
             events += self._finish({slot: seats[slot] for slot in finished}, scores)
         return events

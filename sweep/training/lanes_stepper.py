@@ -109,6 +109,10 @@ class Stepper:
         """The compiled program of this name, once it is there."""
         return None if self.compilation is None else self.compilation.ready.get(name)
 
+    def traced(self, name: str = STEP) -> Traced | None:
+        """What was traced under this name, if that was worth it."""
+        return None if self.compilation is None else (self.compilation.traced or {}).get(name)
+
     @property
     def is_compiled(self) -> bool:
         return self.compiled() is not None
@@ -156,9 +160,8 @@ class Stepper:
         """
         # Threads that share an operation wait for the last of them: were one's core taken by the
         # compiler, all would go at a quarter of their speed.
-        compilation = self.compilation
-        is_one_taken = compilation is not None and compilation.is_at_work
-        traced = (compilation.traced or {}).get(STEP) if compilation is not None else None
+        is_one_taken = self.compilation is not None and self.compilation.is_at_work
+        traced = self.traced()
         with on_threads(max(1, self._threads - 1) if is_one_taken else None):
             if traced is None:
                 for inputs in chunk.inputs():

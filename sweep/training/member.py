@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sweep.problem.prepare import Problem
-from sweep.problem.randomness import Stream, derive_seed
+from sweep.problem.randomness import Stream, derive_seed, permutation
 from sweep.spec import Setting, StudySpec
 
 HELD_OUT = 0.1
@@ -32,8 +32,8 @@ class Member(NamedTuple):
 class Plan:
     """How long a member trains, and on which rows.
 
-    An epoch visits `train` once in batches of `batch` rows, in the order given by
-    (seed, fold, epoch). The last short batch is kept, unless the model's rows interact.
+    An epoch visits `train` once in batches of `batch` rows, in the order of `rows_of`. The last
+    short batch is kept, unless the model's rows interact.
     """
 
     train: NDArray[np.int64]
@@ -46,6 +46,18 @@ class Plan:
     @property
     def steps(self) -> int:
         return self.steps_per_epoch * self.epochs
+
+    @property
+    def is_full_batch(self) -> bool:
+        return self.batch == len(self.train)
+
+    def rows_of(self, seed: int, fold: int, epoch: int) -> NDArray[np.int64]:
+        """The training rows in an epoch's order, drawn from (seed, fold, epoch). A batch that
+        holds all of them has no order: they come as they are."""
+        if self.is_full_batch:
+            return self.train
+        order: NDArray[np.int64] = self.train[permutation(seed, fold, epoch, len(self.train))]
+        return order
 
 
 def make_plan(problem: Problem, spec: StudySpec, member: Member, rows_interact: bool) -> Plan:

@@ -20,7 +20,7 @@ from sweep.errors import SweepError
 from sweep.problem.dropout import KeyedDropout, dropout_key
 from sweep.problem.losses import loss_per_sample
 from sweep.problem.models import penalized
-from sweep.problem.randomness import Stream, derive_seed, permutation, seeded
+from sweep.problem.randomness import Stream, derive_seed, seeded
 from sweep.problem.scaling import ScaledRows
 from sweep.spec.exact import EXACT
 from sweep.training import through_time
@@ -180,9 +180,7 @@ class Run:
 
         for epoch in range(plan.epochs):
             self.epoch = epoch
-            order = torch.from_numpy(
-                plan.train[permutation(spec.seed, fold, epoch, len(plan.train))]
-            ).to(experiment.device)
+            order = torch.from_numpy(plan.rows_of(spec.seed, fold, epoch)).to(experiment.device)
             module.train()
             for i in range(plan.steps_per_epoch):
                 if self.limit is not None and self.step >= self.limit:

@@ -193,8 +193,9 @@ SCORED = {
     "case", [pytest.param(name, marks=[pytest.mark.slow] * (name != "weights")) for name in SCORED]
 )
 def test_compiled_scores_are_the_eager_ones(case, monkeypatch):
+    """Also those of what was traced. Of one lane of a fold and of several, of a lane that is not
+    finite, on all kinds of rows."""
     monkeypatch.setattr(lanes_operators, "_native", [])
-    """Of one lane of a fold and of several, of a lane that is not finite, on all kinds of rows."""
     exp = experiment({**BASE, **SCORED[case]})
     setting = exp.spec.setting(PARAMS)
     names = [(0, 0), (1, 0), (2, 0), (0, 1)]
@@ -214,21 +215,28 @@ def test_compiled_scores_are_the_eager_ones(case, monkeypatch):
     for lane, bad in ((0, None), (1, torch.nan)):
         if bad is not None:
             next(iter(program.state.parameters.values()))[lane] = bad
-        found = {}
-        for compiled in (None, made.ready["scoring"]):
-            program.evaluation.compiled = compiled
+        found = []
+        graph, compiled = made.traced["scoring"], made.ready["scoring"]
+        for looks in ((None, None), (graph, None), (graph, compiled)):
+            program.evaluation.traced, program.evaluation.compiled = looks
             seats = dict(enumerate(program.lanes))
-            found[compiled is None] = [
-                program.evaluation.scores(seats, program.state, which, [exp.score])
-                for which in ("test", "train")
-            ] + [program.evaluation.held_out_losses(seats, program.state)]
-        for eager, quick in zip(found[True], found[False], strict=True):
-            assert eager.keys() == quick.keys()
-            for slot, value in eager.items():
-                np.testing.assert_allclose(quick[slot], value, rtol=1e-12)
-    program.evaluation.compiled, program.stepper.compilation = None, made
+            found.append(
+                [
+                    program.evaluation.scores(seats, program.state, which, [exp.score])
+                    for which in ("test", "train")
+                ]
+                + [program.evaluation.held_out_losses(seats, program.state)]
+            )
+        for eager, *others in zip(*found, strict=True):
+            for quick in others:
+                assert eager.keys() == quick.keys()
+                for slot, value in eager.items():
+                    np.testing.assert_allclose(quick[slot], value, rtol=1e-12)
+    program.evaluation.traced, program.evaluation.compiled = None, None
+    program.stepper.compilation = made
     program.advance()
     assert program.evaluation.compiled is made.ready["scoring"]
+    assert program.evaluation.traced is made.traced["scoring"]
     program.stepper.close()
 
 
