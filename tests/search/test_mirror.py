@@ -292,7 +292,8 @@ def test_an_infinite_score_is_a_divergence(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["random", "qmc", "grid", "tpe"])
 def test_asking_stays_cheap_at_five_thousand_trials(name: str) -> None:
-    """Against a hundred, side by side: TPE is shown 500 at most, the others look at none."""
+    """Against a hundred, side by side: TPE is shown 500 at most, the others look at none. What is
+    walked through once (1 to 2 times as long on a quiet machine) may have to come from memory."""
     space: dict[str, BaseDistribution] = SPACES[name]
     params = _mirror(name).ask(0)
     mirrors = {there: _mirror(name, concurrency=32) for there in (100, 5000)}
@@ -307,4 +308,4 @@ def test_asking_stays_cheap_at_five_thousand_trials(name: str) -> None:
             mirror.ask(there + i)
             seconds[there].append(time.perf_counter() - start)
             mirror.tell(finished(there + i, params, float(i), space))
-    assert min(seconds[5000]) < 8 * min(seconds[100]), seconds
+    assert min(seconds[5000]) < 20 * min(seconds[100]), seconds
