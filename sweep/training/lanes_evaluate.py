@@ -10,6 +10,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
@@ -21,7 +22,13 @@ from sweep.training.experiment import Experiment
 from sweep.training.lanes_convolution import WrittenOut
 from sweep.training.lanes_library import CompiledProgram
 from sweep.training.lanes_member import Lane
-from sweep.training.lanes_scoring import MEASURED, Measured, judge_lanes, measure, stopping_losses
+from sweep.training.lanes_scoring import (
+    Measured,
+    judge_lanes,
+    measure,
+    stopping_losses,
+    with_formula,
+)
 from sweep.training.lanes_step import State, Tensors
 from sweep.training.lanes_trace import Traced, trace
 from sweep.training.memory import activations
@@ -55,7 +62,7 @@ class _Part(NamedTuple):
 class Evaluation:
     """Evaluates lanes of one program, in evaluation mode.
 
-    The study's score is found by `measure`: by the compiled program once that is there, else
+    The study's scores are found by `measure`: by the compiled program once that is there, else
     operation by operation of what was `traced`, once that is.
     """
 
@@ -65,6 +72,7 @@ class Evaluation:
         self.experiment, self.module, self.table, self.pool = experiment, module, table, pool
         self.compiled: CompiledProgram | None = None
         self.traced: Traced | None = None
+        self.formulas = with_formula(experiment)
         self._each = activations(module, experiment.problem.input_shape, experiment.dtype)
         at_once = NUMBERS_AT_ONCE if experiment.device == CPU else NUMBERS_ON_DEVICE
         self.rows_at_once = max(1, at_once // self._each)
@@ -77,10 +85,9 @@ class Evaluation:
         """For each slot the scores on its fold's `test` or `train` rows."""
 
         def judged(part: _Part) -> list[list[float | ScoreUndefined]]:
-            if len(scores) == 1 and scores[0] is self.experiment.score:
-                measured = self._measured(state, part)
-                if measured is not None and not measured.undefined:
-                    return [list(measured.scores)]
+            measured = self._measured(state, part) if len(places) == len(scores) else None
+            if measured is not None and not any(measured.undefined[i] for i in places):
+                return [list[float | ScoreUndefined](measured.scores[i]) for i in places]
             outputs = self._outputs(state, part)
             return [
                 judge_lanes(
@@ -89,6 +96,8 @@ class Evaluation:
                 for score in scores
             ]
 
+        known = [score.name for score in self.formulas]
+        places = [known.index(score.name) for score in scores if score.name in known]
         result: dict[int, list[float | ScoreUndefined]] = {}
         parts = self._parts(lanes, which)
         for part, by_score in zip(parts, self._each_of(judged, parts), strict=True):
@@ -125,7 +134,7 @@ class Evaluation:
 
         Its lanes are parameters, buffers, and what is measured; its shared tensors x, y, weights.
         """
-        if self.experiment.score.tensor is None:
+        if not self.formulas:
             return None
         one_lane = [t[:1].clone() for t in _tensors(state)]
         names = [*state.parameters, *state.buffers]
@@ -145,7 +154,7 @@ class Evaluation:
 
         of_fold = self._take(0, np.arange(2))
         shared = [t for t in of_fold if t is not None]
-        lanes = [*one_lane, torch.zeros(1, MEASURED, dtype=self.experiment.dtype)]
+        lanes = [*one_lane, self._room(1)]
         return lambda: trace(function, lanes, shared, open_rows=True)
 
     def _parts(self, lanes: Mapping[int, Lane], which: str) -> list[_Part]:
@@ -165,6 +174,10 @@ class Evaluation:
                 parts.append(_Part(part, fold, rows, x, y, weights))
         return parts
 
+    def _room(self, lanes: int) -> Float[Tensor, "{lanes} n"]:
+        """For what `measure` finds."""
+        return torch.zeros(lanes, len(self.formulas) + 2, dtype=self.experiment.dtype)
+
     def _measured(self, state: State, part: _Part) -> Measured | None:
         """What `measure` finds; None where it was neither compiled nor traced for this part."""
         program: Callable[..., object] | None = self.compiled
@@ -174,7 +187,7 @@ class Evaluation:
             return None
         # The compiled program takes two lanes or more.
         index = torch.tensor(part.slots if len(part.slots) > 1 else part.slots * 2)
-        measured = torch.empty(len(index), MEASURED, dtype=self.experiment.dtype)
+        measured = self._room(len(index))
         shared = [t for t in (part.x, part.y, part.weights) if t is not None]
         program([*(t[index] for t in _tensors(state)), measured], shared)
         return Measured.of(measured[: len(part.slots)])

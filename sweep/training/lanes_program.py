@@ -79,6 +79,7 @@ class Program:
             brief=lambda: brief(experiment, model, self.batch),
             more=self._scoring_source,
         )
+        self.asked = [experiment.score, *experiment.more_scores]
         self.evaluation = Evaluation(experiment, model.module, table, self.stepper.pool)
         self.orders = BatchOrders(experiment, self.batch)
         self.state: State | None = None
@@ -298,7 +299,9 @@ class Program:
         seats = {slot: lane for slot in slots if (lane := self.lanes[slot]) is not None}
         events: list[Event] = []
         assert self.state is not None
-        scores = self.evaluation.scores(seats, self.state, "test", [self.experiment.score])
+        is_last = any(lane.epoch == lane.model.plan.epochs for lane in seats.values())
+        asked = self.asked if is_last else self.asked[:1]
+        scores = self.evaluation.scores(seats, self.state, "test", asked)
         held = self.evaluation.held_out_losses(seats, self.state)
         finished: list[int] = []
         for slot, lane in seats.items():
@@ -343,18 +346,17 @@ class Program:
     ) -> list[Event]:
         """Final scores of members that trained to their end, with the best epoch's weights.
 
-        `known`: their scores after the last epoch.
+        `known`: their scores after the last epoch, all of them unless it may not be the best.
         """
         assert self.state is not None
         slots = self._index(list(lanes))
         if self.best:
             for name, t in {**self.state.parameters, **self.state.buffers}.items():
                 t[slots] = self.best[name][slots]
-        asked = [self.experiment.score, *self.experiment.more_scores]
         test = known
-        if self.best or len(asked) > 1:
-            test = self.evaluation.scores(lanes, self.state, "test", asked)
-        train = self.evaluation.scores(lanes, self.state, "train", asked[:1])
+        if self.best:
+            test = self.evaluation.scores(lanes, self.state, "test", self.asked)
+        train = self.evaluation.scores(lanes, self.state, "train", self.asked[:1])
         nonzero = torch.zeros_like(slots)
         for name in self.penalized:
             weights = self.state.parameters[name][slots].flatten(1)
@@ -362,7 +364,7 @@ class Program:
         events: list[Event] = []
         for (slot, lane), n in zip(lanes.items(), nonzero.tolist(), strict=True):
             member, at = lane.model.member, (lane.epoch - 1, lane.step)
-            outcome = make_outcome(member, at, asked, test[slot], train[slot][0], n)
+            outcome = make_outcome(member, at, self.asked, test[slot], train[slot][0], n)
             events.append(Done(member, outcome))
             self._free(slot)
         return events

@@ -19,39 +19,43 @@ from sweep.training.member import Member, Outcome
 from sweep.training.reference import error_failure
 from sweep.training.scoring import ScoreUndefined, judge, mean_loss
 
-MEASURED = 3
-"""Numbers that `measure` finds."""
+
+def with_formula(experiment: Experiment) -> list[Score]:
+    """The study's scores that `measure` finds; none where the first of them has no formula."""
+    if experiment.score.tensor is None:
+        return []
+    scores = (experiment.score, *experiment.more_scores)
+    return [score for score in scores if score.tensor is not None]
 
 
 class Measured(NamedTuple):
-    """What `measure` found of each lane."""
+    """What `measure` found: a list of the lanes for each score `with_formula`."""
 
-    scores: list[float]
+    scores: list[list[float]]
     """NaN if an output is not finite, as `judge` has it."""
     losses: list[float]
-    undefined: bool
+    undefined: list[bool]
     """Whether the score of some lane does not exist although its outputs are finite."""
 
     @classmethod
-    def of(cls, measured: Float[Tensor, "k 3"]) -> Measured:
-        scores, losses, finite = measured.unbind(1)
-        scores = torch.where(finite > 0, scores, torch.nan)
-        undefined = bool((torch.isnan(scores) & (finite > 0)).any())
-        return cls(scores.tolist(), losses.tolist(), undefined)
+    def of(cls, measured: Float[Tensor, "k n"]) -> Measured:
+        found, losses, finite = measured[:, :-2].T, measured[:, -2], measured[:, -1] > 0
+        scores = torch.where(finite, found, torch.nan)
+        undefined = (torch.isnan(scores) & finite).any(1)
+        return cls(scores.tolist(), losses.tolist(), undefined.tolist())
 
 
 def measure(
     experiment: Experiment, outputs: Tensor, y: Tensor, weights: Tensor | None
-) -> Float[Tensor, " 3"]:
-    """Of one lane's outputs (R, K): the study's score, the loss that early stopping looks at, and
-    whether all outputs are finite. The score must have a formula.
+) -> Float[Tensor, " n"]:
+    """Of one lane's outputs (R, K): the scores `with_formula`, the loss that early stopping looks
+    at, and whether all outputs are finite.
     """
-    formula = experiment.score.tensor
-    assert formula is not None
     w = outputs.new_ones(len(outputs)) if weights is None else weights
+    scores = [s.tensor(outputs, y, w) for s in with_formula(experiment) if s.tensor is not None]
     loss = mean_loss(experiment.problem.kind, outputs, y, weights)
     finite = torch.isfinite(outputs.abs().amax()).to(outputs.dtype)
-    return torch.stack([formula(outputs, y, w), loss, finite])
+    return torch.stack([*scores, loss, finite])
 
 
 def judge_lanes(

@@ -219,8 +219,8 @@ def _lanes(one: _Timed, times: float) -> Pace:
     if not one.updates:
         return Pace(how, None)
     test, folds = one.test, one.program.experiment.problem.folds
-    # Other scores are of the end alone; the study's own is known then.
-    again = bool(one.program.experiment.more_scores)
+    # A member that may stop early is scored again, with its best epoch's weights.
+    again = bool(one.program.best)
     last = test * (again + len(folds[0].train) / len(folds[0].test))
     spent = one.scored * test + one.ended * last
     # Where scoring was quicker than it is by itself, some time is left for the steps.

@@ -175,7 +175,7 @@ def test_a_number_of_rows_that_enters_the_computation_is_not_taken_for_a_constan
 
 
 SCORED = {
-    "classes": {},
+    "classes": {"scores": ["accuracy"]},
     "two classes, early stopping": {
         "data": {"source": "python:toy_data:two_classes"},
         "train": {**BASE["train"], "early_stopping": {"patience": 2}},
@@ -185,6 +185,7 @@ SCORED = {
         "data": {"source": "python:toy_data:weighted"},
         "task": "regression",
         "score": "r2",
+        "scores": ["mse", "mae"],
     },
 }
 
@@ -222,8 +223,9 @@ def test_compiled_scores_are_the_eager_ones(case, monkeypatch):
             seats = dict(enumerate(program.lanes))
             found.append(
                 [
-                    program.evaluation.scores(seats, program.state, which, [exp.score])
+                    program.evaluation.scores(seats, program.state, which, asked)
                     for which in ("test", "train")
+                    for asked in (program.asked, program.asked[:1], program.asked[1:])
                 ]
                 + [program.evaluation.held_out_losses(seats, program.state)]
             )
@@ -232,6 +234,10 @@ def test_compiled_scores_are_the_eager_ones(case, monkeypatch):
                 assert eager.keys() == quick.keys()
                 for slot, value in eager.items():
                     np.testing.assert_allclose(quick[slot], value, rtol=1e-12)
+    # Of those that have a formula nothing is asked of the model again.
+    monkeypatch.setattr(program.evaluation, "_outputs", None)
+    del program.lanes[1:]
+    program.evaluation.scores({0: program.lanes[0]}, program.state, "test", program.asked)
     program.evaluation.traced, program.evaluation.compiled = None, None
     program.stepper.compilation = made
     program.advance()
