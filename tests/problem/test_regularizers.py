@@ -107,6 +107,23 @@ def test_prox_minimises_its_definition(make: Any, dtype: torch.dtype, data: st.D
         assert F(v) - F(u) - ((v - u) ** 2 / step).sum() / 2 >= -tolerance
 
 
+@pytest.mark.parametrize("spread", [0.0, 3.0, 8.0])
+def test_group_lasso_finds_its_root_whatever_the_magnitudes(spread: float):
+    """||u|| is where the row's equation holds: sum (w / (||u|| + c))^2 = 1 with c = step lam
+    sqrt(S), and 0 where that sum is at most 1 already."""
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(3, 400, 9, generator=generator, dtype=torch.float64)
+    w = noise[0] * (spread * noise[1]).exp()
+    # On both sides of what makes a row 0.
+    step = w.abs() * noise[2, :, :1].exp()
+    u = CASES["group_lasso"](torch.tensor(1.0, dtype=torch.float64)).prox(w, step)
+    rho, c = u.norm(dim=1, keepdim=True), step * 3
+    total = (w / (rho + c)).square().sum(1)
+    kept = rho.squeeze(1) > 0
+    assert 100 < kept.sum() < 300 and (total[~kept] <= 1 + 1e-12).all()
+    torch.testing.assert_close(total[kept], torch.ones(int(kept.sum())).double(), rtol=0, atol=1e-9)
+
+
 @over_dtypes
 @over_cases
 @settings(deadline=None, max_examples=40)
