@@ -121,6 +121,8 @@ COMPILED = {
     },
     "batch normalisation and adam": {
         "model": {"kind": "python:toy_data:Normalized"},
+        "regularizer": {"choices": ["none", "group_lasso"]},
+        "lambda": {"low": 1e-6, "high": 1, "log": True},
         "train": {**BASE["train"], "optimizer": "adam"},
     },
     "lstm": {
