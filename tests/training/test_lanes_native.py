@@ -186,10 +186,11 @@ def test_a_convolution_of_what_it_cannot_read_fails(native):
     spread=st.sampled_from([0.0, 1.0, 3.0, 8.0]),
     strength=st.floats(-6, 3).map(lambda e: 10.0**e) | st.just(0.0),
     how=st.sampled_from(["plain", "transposed"]),
+    on_border=st.booleans(),
     dtype=st.sampled_from([torch.float32, torch.float64]),
 )
 def test_the_step_of_group_lasso_is_the_operator_s(
-    native, rows, size, spread, strength, how, dtype
+    native, rows, size, spread, strength, how, on_border, dtype
 ):
     """A row that lies on the border of 0, to rounding, may be on either side."""
     generator = torch.Generator().manual_seed(size)
@@ -200,6 +201,9 @@ def test_the_step_of_group_lasso_is_the_operator_s(
         return (numbers if magnitudes is None else (magnitudes * numbers).exp()).to(dtype)
 
     w, step, weight = drawn(None) * drawn(spread), drawn(spread), torch.full((rows,), strength)
+    if on_border:
+        # Each weight as near to 0 as its row is: there the iteration is longest.
+        step, weight = w.abs(), size**0.5 * torch.randn(rows, generator=generator).exp()
     given = (*((w.T, step.T) if how == "transposed" else (w, step)), weight.to(dtype))
     found, expected = call(native, "group_prox", given), GROUP_PROX(*given)
     assert found.shape == expected.shape and found.is_contiguous()
