@@ -111,6 +111,11 @@ class Experiment:
     def more_scores(self) -> tuple[Score, ...]:
         return tuple(self._score(name) for name in self.spec.scores)
 
+    @property
+    def all_scores(self) -> list[Score]:
+        """The study's score first, then those that are only noted."""
+        return [self.score, *self.more_scores]
+
     def _score(self, name: str) -> Score:
         return get_score(name, self.problem.kind, self.problem.classes)
 

@@ -237,19 +237,10 @@ void weight_gradient(const Shape& s, const T* d, int64_t d_lane, const T* x, int
     }
 }
 
-struct Tensor {
-  int64_t *sizes, *strides;
-  int32_t dtype;
-  void* data;
-};
-
 // Whether a tensor can be read: of 6 axes, a lane's numbers side by side in their order.
 bool read(AtenTensorHandle handle, Tensor* t) {
   int64_t dim;
-  if (aoti_torch_get_dim(handle, &dim) || dim != 6 || aoti_torch_get_sizes(handle, &t->sizes) ||
-      aoti_torch_get_strides(handle, &t->strides) || aoti_torch_get_dtype(handle, &t->dtype) ||
-      aoti_torch_get_data_ptr(handle, &t->data))
-    return false;
+  if (aoti_torch_get_dim(handle, &dim) || dim != 6 || !t->read(handle)) return false;
   for (int64_t axis = 5, apart = 1; axis > 0; apart *= t->sizes[axis--])
     if (t->sizes[axis] != 1 && t->strides[axis] != apart) return false;
   return true;

@@ -83,17 +83,6 @@ void prox(Row<T> w, Row<T> step, T weight, T* u, int64_t size, std::vector<V<T>>
   for (int64_t i = 0; i < size; i++) u[i] = w[i] * (rho / (rho + c[i]));
 }
 
-// A tensor of one or two axes.
-struct Tensor {
-  int64_t *sizes, *strides;
-  int32_t dtype;
-  void* data;
-  bool read(AtenTensorHandle handle) {
-    return !aoti_torch_get_sizes(handle, &sizes) && !aoti_torch_get_strides(handle, &strides) &&
-           !aoti_torch_get_dtype(handle, &dtype) && !aoti_torch_get_data_ptr(handle, &data);
-  }
-};
-
 template <class T>
 void prox_all(const Tensor& w, const Tensor& step, const Tensor& weight, T* u) {
   thread_local static std::vector<V<T>> room;

@@ -197,30 +197,26 @@ void multiply_all(const T* a, const int64_t* as, const T* b, const int64_t* bs, 
 extern "C" {
 
 // The operator sweep::lanes_matmul, under the name that compiled programs call it by.
-AOTI_TORCH_EXPORT AOTITorchError aoti_torch_cpu_lanes_matmul(AtenTensorHandle a, AtenTensorHandle b,
+AOTI_TORCH_EXPORT AOTITorchError aoti_torch_cpu_lanes_matmul(AtenTensorHandle left,
+                                                             AtenTensorHandle right,
                                                              AtenTensorHandle* product) {
-  int64_t *a_sizes, *b_sizes, *a_strides, *b_strides;
-  int32_t dtype;
-  void *a_data, *b_data, *data;
-  if (aoti_torch_get_sizes(a, &a_sizes) || aoti_torch_get_sizes(b, &b_sizes) ||
-      aoti_torch_get_strides(a, &a_strides) || aoti_torch_get_strides(b, &b_strides) ||
-      aoti_torch_get_data_ptr(a, &a_data) || aoti_torch_get_data_ptr(b, &b_data) ||
-      aoti_torch_get_dtype(a, &dtype))
-    return AOTI_TORCH_FAILURE;
-  const int64_t lanes = a_sizes[0], m = a_sizes[1], k = a_sizes[2], n = b_sizes[2];
+  Tensor a, b;
+  void* data;
+  if (!a.read(left) || !b.read(right)) return AOTI_TORCH_FAILURE;
+  const int64_t lanes = a.sizes[0], m = a.sizes[1], k = a.sizes[2], n = b.sizes[2];
   const int64_t sizes[] = {lanes, m, n}, strides[] = {m * n, n, 1};
-  if (aoti_torch_empty_strided(3, sizes, strides, dtype, aoti_torch_device_type_cpu(), 0,
+  if (aoti_torch_empty_strided(3, sizes, strides, a.dtype, aoti_torch_device_type_cpu(), 0,
                                product) ||
       aoti_torch_get_data_ptr(*product, &data))
     return AOTI_TORCH_FAILURE;
-  if (dtype == aoti_torch_dtype_float32())
-    multiply_all((const float*)a_data, a_strides, (const float*)b_data, b_strides, (float*)data,
+  if (a.dtype == aoti_torch_dtype_float32())
+    multiply_all((const float*)a.data, a.strides, (const float*)b.data, b.strides, (float*)data,
                  lanes, m, n, k);
-  else if (dtype == aoti_torch_dtype_float64())
-    multiply_all((const double*)a_data, a_strides, (const double*)b_data, b_strides, (double*)data,
+  else if (a.dtype == aoti_torch_dtype_float64())
+    multiply_all((const double*)a.data, a.strides, (const double*)b.data, b.strides, (double*)data,
                  lanes, m, n, k);
   else
-    return aoti_torch_cpu_bmm_out(*product, a, b);
+    return aoti_torch_cpu_bmm_out(*product, left, right);
   return AOTI_TORCH_SUCCESS;
 }
 

@@ -1,4 +1,5 @@
-// What the native sources share: vectors of as many numbers as the processor takes at once.
+// What the native sources share: vectors of as many numbers as the processor takes at once, and
+// tensors.
 
 #pragma once
 
@@ -23,3 +24,14 @@ struct Vector {
 };
 template <class T>
 constexpr int64_t LANES = BYTES / sizeof(T);
+
+// A tensor as PyTorch's C interface shows it; `read` is whether it does.
+struct Tensor {
+  int64_t *sizes, *strides;
+  int32_t dtype;
+  void* data;
+  bool read(AtenTensorHandle handle) {
+    return !aoti_torch_get_sizes(handle, &sizes) && !aoti_torch_get_strides(handle, &strides) &&
+           !aoti_torch_get_dtype(handle, &dtype) && !aoti_torch_get_data_ptr(handle, &data);
+  }
+};

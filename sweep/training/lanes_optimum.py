@@ -42,7 +42,7 @@ def _of_stack(
         part = parameters[name]
         assert part is not None
         nonzero += torch.count_nonzero(part.flatten(1), dim=1)
-    asked = [experiment.score, *experiment.more_scores]
+    asked = experiment.all_scores
     rows = problem.folds[fold]
     scores: list[list[float | ScoreUndefined]] = []
     for index, judged in ((rows.test, asked), (rows.train, asked[:1])):

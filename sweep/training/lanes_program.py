@@ -79,7 +79,7 @@ class Program:
             brief=lambda: brief(experiment, model, self.batch),
             more=self._scoring_source,
         )
-        self.asked = [experiment.score, *experiment.more_scores]
+        self.asked = experiment.all_scores
         self.evaluation = Evaluation(experiment, model.module, table, self.stepper.pool)
         self.orders = BatchOrders(experiment, self.batch)
         self.state: State | None = None

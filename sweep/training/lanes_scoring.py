@@ -24,8 +24,7 @@ def with_formula(experiment: Experiment) -> list[Score]:
     """The study's scores that `measure` finds; none where the first of them has no formula."""
     if experiment.score.tensor is None:
         return []
-    scores = (experiment.score, *experiment.more_scores)
-    return [score for score in scores if score.tensor is not None]
+    return [score for score in experiment.all_scores if score.tensor is not None]
 
 
 class Measured(NamedTuple):

@@ -58,7 +58,7 @@ def preflight(experiment: Experiment) -> list[nn.Module]:
     Raises the SweepError that a trial would have failed with.
     """
     spec = experiment.spec
-    _ = experiment.score, experiment.more_scores, experiment.feature_groups
+    _ = experiment.all_scores, experiment.feature_groups
     _check_patience(experiment)
     modules = []
     for params in example_params(spec):
