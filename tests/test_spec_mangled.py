@@ -41,9 +41,7 @@ values = st.recursive(
     ),
     max_leaves=6,
 )
-quick = settings(
-    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow], database=None
-)
+quick = settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow], database=None)
 
 
 def check(source: Any, overrides: list[str]) -> None:

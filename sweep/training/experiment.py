@@ -13,13 +13,20 @@ import torch
 from torch import Tensor, nn
 
 from sweep.errors import SpecError
-from sweep.problem.models import build_model, parameter_count, rows_interact, structure_key
+from sweep.problem.models import (
+    build_model,
+    parameter_count,
+    penalized,
+    rows_interact,
+    structure_key,
+)
 from sweep.problem.prepare import DTYPES, Problem
 from sweep.problem.scores import Score, get_score
 from sweep.spec import Setting, StudySpec
 from sweep.spec.models import BUILT_IN
 from sweep.training.device import CPU, moved
 from sweep.training.probe import ROWS, Traits, probe
+from sweep.training.start import Start
 
 KEPT_STARTS, MOST_SHARED = 64, 10**6
 """So many models, of so many parameters at most, are kept as they start."""
@@ -69,23 +76,34 @@ class Experiment:
             directory=self.directory,
         )
 
-    def start_of(self, setting: Setting, fold: int) -> nn.Module:
-        """`build_model`, for looking at alone: members that start alike share one module."""
+    def start_of(self, setting: Setting, fold: int) -> Start:
+        """`build_model`, for looking at alone: members that start alike share it."""
         if setting.model_kind not in BUILT_IN:
-            return self.build_model(setting, fold)
+            return self._start(setting, fold)
         key = (setting.model_kind, json.dumps(setting.model, sort_keys=True, default=repr), fold)
-        module = self._starts.pop(key, None)
-        if module is None:
-            module = self.build_model(setting, fold)
-            if parameter_count(module) > MOST_SHARED:
-                return module
-        self._starts[key] = module
+        start = self._starts.pop(key, None)
+        if start is None:
+            start = self._start(setting, fold)
+            if parameter_count(start.module) > MOST_SHARED:
+                return start
+        self._starts[key] = start
         if len(self._starts) > KEPT_STARTS:
             del self._starts[next(iter(self._starts))]
-        return module
+        return start
+
+    def _start(self, setting: Setting, fold: int) -> Start:
+        module, spec = self.build_model(setting, fold), self.spec
+        return Start(
+            module=module,
+            structure=structure_key(setting.model_kind, setting.model),
+            traits=self.traits(setting, module),
+            penalized=tuple(
+                penalized(module, penalize_bias=spec.penalize_bias, patterns=spec.penalize)
+            ),
+        )
 
     @cached_property
-    def _starts(self) -> dict[Any, nn.Module]:
+    def _starts(self) -> dict[Any, Start]:
         """The least recently used comes first."""
         return {}
 

@@ -79,8 +79,9 @@ class LanesEngine:
             self.reference.add(member)
             return
         key = model.program_key
-        if model.unstackable is not None and key not in self._one_by_one:
-            self._give_up(key, model.unstackable)
+        unstackable = model.start.traits.unstackable
+        if unstackable is not None and key not in self._one_by_one:
+            self._give_up(key, unstackable)
         if key in self._one_by_one:
             self.reference.add(member)
             return
@@ -100,7 +101,7 @@ class LanesEngine:
 
     def _bytes(self, model: LaneModel, batch: int) -> int:
         shape, dtype = self.experiment.problem.input_shape, self.experiment.dtype
-        return slot_bytes(model.module, shape, dtype, model.member.setting.optimizer, batch)
+        return slot_bytes(model.start.module, shape, dtype, model.member.setting.optimizer, batch)
 
     def expect(self, members: int) -> None:
         """About so many members more are to come: what compiling may be worth."""
@@ -110,10 +111,10 @@ class LanesEngine:
     def describe(self) -> str:
         """How members train at present, in words."""
         # What has not trained yet may turn out not to be batched.
-        programs = [program for program in self._programs.values() if program.lanes]
+        programs = [program for program in self._programs.values() if len(program.seats)]
         parts = []
         if programs:
-            slots = sum(len(program.lanes) for program in programs)
+            slots = sum(len(program.seats) for program in programs)
             how = in_what_form([program.stepper.how for program in programs])
             many = f" in {len(programs)} programs" if len(programs) > 1 else ""
             parts.append(f"lanes, {slots} slots{many}, {how}{self.experiment.where}")
@@ -127,8 +128,7 @@ class LanesEngine:
     def limit(self, name: tuple[int, int], steps: int) -> None:
         """The member ends, `stopped`, once it has tried `steps` updates."""
         for program in self._programs.values():
-            if any(model.member.name == name for model in program.models()):
-                program.limits[name] = steps
+            program.limit(name, steps)
         self.solver.limit(name, steps)
         self.reference.limit(name, steps)
 
@@ -195,7 +195,7 @@ class LanesEngine:
 
         Raises SweepError, with the batch that would fit, where there was but one.
         """
-        slots, limits = len(program.lanes), program.limits
+        slots, limits = len(program.seats), program.limits
         models = self._models[key]
         first = next(iter(models.values()))
         # What the lanes held is free before others are made.

@@ -45,7 +45,7 @@ def brief(experiment: Experiment, model: LaneModel, batch: int) -> str | None:
         problem.columns_of_features,
         experiment.score.name,
     )
-    return repr((own_code(), text, model.program_key, model.penalized, batch, forms, about))
+    return repr((own_code(), text, model.program_key, model.start.penalized, batch, forms, about))
 
 
 @cache

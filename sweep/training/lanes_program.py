@@ -21,20 +21,19 @@ from torch import Tensor
 from torch.utils._pytree import tree_map, tree_map_only
 
 from sweep.training.batches import BatchOrders, FoldTable
-from sweep.training.device import moved
 from sweep.training.diagnosis import diagnose
-from sweep.training.divergence import CODES, Reason, Watch, new_watch, tensor_sizes
+from sweep.training.divergence import CODES, Reason, Watch
 from sweep.training.experiment import Experiment
+from sweep.training.lanes_begin import Beginning
 from sweep.training.lanes_brief import brief
 from sweep.training.lanes_evaluate import Evaluation
 from sweep.training.lanes_member import Lane, LaneModel
 from sweep.training.lanes_scoring import make_outcome
+from sweep.training.lanes_seats import NEVER, Seats
 from sweep.training.lanes_step import LaneStep, State, Tensors
 from sweep.training.lanes_stepper import Chunk, Stepper
 from sweep.training.lanes_trace import Traced
 from sweep.training.member import Done, Epoch, Event, Outcome
-from sweep.training.optimizers import new_moments, numbers, trainable
-from sweep.training.penalty import aligned
 from sweep.training.reference import error_failure
 from sweep.training.scoring import ScoreUndefined
 
@@ -57,19 +56,15 @@ class Program:
         setting = model.member.setting
         self.experiment, self.max_slots = experiment, slots
         self.waiting: deque[LaneModel] = deque()
-        self.lanes: list[Lane | None] = []
+        self.seats = Seats()
         self.limits: dict[tuple[int, int], int] = {}
-        self.penalized = model.penalized
-        step = LaneStep(experiment, model.module, model.penalized, setting)
-        self.template = step.template
-        parameters: Tensors = {n: p.detach() for n, p in trainable(model.module).items()}
-        self.names = list(parameters)
-        # What every member starts with, whatever its setting.
-        self.moments = new_moments(parameters, setting.optimizer, step.clips)
-        self.watch = new_watch(tensor_sizes(parameters))
+        start = model.start
+        self.penalized, self.names = start.penalized, list(start.parameters)
+        step = LaneStep(experiment, start.module, start.penalized, setting)
+        self.beginning = Beginning(experiment, model, step)
         rows = max(len(fold.train) for fold in experiment.problem.folds)
         self.batch = min(setting.batch_size or rows, rows)
-        if model.rows_interact:
+        if start.traits.rows_interact:
             self.batch = model.plan.batch
         table = FoldTable.of(experiment)
         self.stepper = Stepper(
@@ -80,7 +75,7 @@ class Program:
             more=self._scoring_source,
         )
         self.asked = experiment.all_scores
-        self.evaluation = Evaluation(experiment, model.module, table, self.stepper.pool)
+        self.evaluation = Evaluation(experiment, start.module, table, self.stepper.pool)
         self.orders = BatchOrders(experiment, self.batch)
         self.state: State | None = None
         self.best: Tensors = {}
@@ -90,15 +85,25 @@ class Program:
 
     @property
     def pending(self) -> int:
-        return len(self.waiting) + sum(lane is not None for lane in self.lanes)
+        return len(self.waiting) + len(self.seats.taken)
 
     def models(self) -> list[LaneModel]:
-        return [lane.model for lane in self.lanes if lane is not None] + list(self.waiting)
+        seated = [lane.model for lane in self.seats.lanes if lane is not None]
+        return seated + list(self.waiting)
+
+    def limit(self, name: tuple[int, int], steps: int) -> None:
+        """The member of this name, if it is here, ends once it has tried so many updates."""
+        slot = self.seats.slot_of(name)
+        if slot is not None:
+            self.seats.table["limit"][slot] = steps
+        elif not any(model.member.name == name for model in self.waiting):
+            return
+        self.limits[name] = steps
 
     def remove(self, name: tuple[int, int]) -> None:
-        for slot, lane in enumerate(self.lanes):
-            if lane is not None and lane.model.member.name == name:
-                self._free(slot)
+        slot = self.seats.slot_of(name)
+        if slot is not None:
+            self._free(slot)
         self.waiting = deque(m for m in self.waiting if m.member.name != name)
         self.limits.pop(name, None)
 
@@ -108,7 +113,7 @@ class Program:
         events: list[Event] = []
         while not events:
             self._fill()
-            if not any(self.lanes):
+            if not len(self.seats.taken):
                 break
             self._train_chunk()
             events = self._look()
@@ -120,29 +125,24 @@ class Program:
 
     def _fill(self) -> None:
         """Gives free slots to waiting members, and drops slots that nobody needs."""
-        used = [slot for slot, lane in enumerate(self.lanes) if lane is not None]
+        used, size = self.seats.taken, len(self.seats)
         new = min(len(self.waiting), self.max_slots - len(used))
-        if new and self._epoch_ends_soon() and 2 * len(used) >= len(self.lanes):
+        if new and self._epoch_ends_soon() and 2 * len(used) >= size:
             new = 0
         # The compiled step takes two lanes or more.
         wanted = max(len(used) + new, min(2, self.max_slots))
-        if wanted > len(self.lanes) or wanted <= SHRINK * len(self.lanes):
-            self._resize(used, wanted)
-        free = [slot for slot, lane in enumerate(self.lanes) if lane is None]
+        if wanted > size or wanted <= SHRINK * size:
+            self._resize(used.tolist(), wanted)
         if new:
-            self._load([(slot, self.waiting.popleft()) for slot in free[:new]])
+            self._load([(slot, self.waiting.popleft()) for slot in self.seats.free[:new].tolist()])
 
     def _epoch_ends_soon(self) -> bool:
         """Whether some lane is in the midst of an epoch, and not far from its end."""
-        left = [
-            lane.model.plan.steps_per_epoch - lane.step_in_epoch
-            for lane in self.lanes
-            if lane is not None and lane.step_in_epoch
-        ]
-        return bool(left) and min(left) <= SOON
+        left = self.seats.nearest_end()
+        return left is not None and left <= SOON
 
     def _resize(self, used: Sequence[int], size: int) -> None:
-        self.lanes = [self.lanes[slot] for slot in used] + [None] * (size - len(used))
+        self.seats.resize(used, size)
         if self.state is None:
             return
         kept = self._index([*used, *[0] * (size - len(used))])
@@ -151,70 +151,44 @@ class Program:
 
     def _load(self, new: Sequence[tuple[int, LaneModel]]) -> None:
         """Puts fresh members into slots, all of them with one copy a tensor."""
-        states = [self._fresh(model) for _, model in new]
-        stacked = tree_map(
-            lambda *leaves: torch.stack(leaves) if isinstance(leaves[0], Tensor) else leaves[0],
-            *states,
-        )
-        stacked = moved(stacked, self.experiment.device)
+        begun = self.beginning.of([model for _, model in new])
         slots = self._index([slot for slot, _ in new])
         if self.state is None:
-            size = len(self.lanes)
-            self.state = tree_map_only(Tensor, lambda t: t.new_zeros(size, *t.shape[1:]), stacked)
+            size = len(self.seats)
+            self.state = tree_map_only(Tensor, lambda t: t.new_zeros(size, *t.shape[1:]), begun)
         tree_map(
             lambda whole, part: (
                 whole.index_copy_(0, slots, part) if isinstance(whole, Tensor) else whole
             ),
             self.state,
-            stacked,
+            begun,
         )
         for slot, model in new:
-            self.lanes[slot] = Lane(model, self.orders.acquire(model.member.fold, 0, model.plan))
-
-    def _fresh(self, model: LaneModel) -> State:
-        dtype, setting = self.experiment.dtype, model.member.setting
-        module = model.module
-        parameters: Tensors = {name: p.detach() for name, p in trainable(module).items()}
-        frozen = {n: p.detach() for n, p in module.named_parameters() if n not in parameters}
-        return State(
-            parameters=parameters,
-            buffers={**frozen, **dict(module.named_buffers())},
-            moments=self.moments,
-            watch=self.watch._replace(sizes=tensor_sizes(parameters)),
-            numbers=numbers(setting, dtype),
-            penalty=aligned(model.penalty, self.template),
-        )
+            order = self.orders.acquire(model.member.fold, 0, model.plan)
+            limit = self.limits.get(model.member.name, NEVER)
+            self.seats.take(slot, Lane(model), order, limit)
 
     def _index(self, slots: Sequence[int]) -> Int[Tensor, " k"]:
         return torch.tensor(slots, dtype=torch.int64, device=self.experiment.device)
 
     def _free(self, slot: int) -> None:
-        lane = self.lanes[slot]
-        assert lane is not None
-        self.orders.release(lane.order)
-        self.limits.pop(lane.model.member.name, None)
-        self.lanes[slot] = None
+        self.orders.release(int(self.seats.table["order"][slot]))
+        self.limits.pop(self.seats.lane(slot).model.member.name, None)
+        self.seats.leave(slot)
 
     # Training.
 
     def _train_chunk(self) -> None:
         """Steps every lane until the first of them ends an epoch or meets its limit."""
-        active = [lane for lane in self.lanes if lane is not None]
-        steps = self.stepper.steps_at_once
-        for lane in active:
-            steps = min(steps, lane.model.plan.steps_per_epoch - lane.step_in_epoch)
-            limit = self.limits.get(lane.model.member.name)
-            if limit is not None:
-                steps = min(steps, limit - lane.step)
+        steps = self.seats.steps_to_come(self.stepper.steps_at_once)
         if steps <= 0:
             return
         assert self.state is not None
         self.state = self.stepper.run(self.state, self._chunk(steps), self._steps_left())
         self.evaluation.compiled = self.stepper.compiled(SCORING)
         self.evaluation.traced = self.stepper.traced(SCORING)
-        for lane in active:
-            lane.step += steps
-        self.trained += steps * len(active)
+        self.seats.advance(steps)
+        self.trained += steps * len(self.seats.taken)
 
     def _scoring_source(self, state: State) -> dict[str, Callable[[], Traced]]:
         source = self.evaluation.source(state)
@@ -222,44 +196,29 @@ class Program:
 
     def _steps_left(self) -> float:
         """Steps of all slots together that are to come, as far as is known."""
-        left = [lane.model.plan.steps - lane.step for lane in self.lanes if lane is not None]
-        left += [model.plan.steps for model in self.waiting]
-        average = sum(left) / max(1, len(left))
-        return (sum(left) + self.to_come * average) / len(self.lanes)
+        left = self.seats.steps_left() + sum(model.plan.steps for model in self.waiting)
+        average = left / max(1, self.pending)
+        return (left + self.to_come * average) / len(self.seats)
 
     def _chunk(self, steps: int) -> Chunk:
         """What the next steps of all lanes are given."""
-        # An empty slot computes what some member computes, and nobody looks.
-        lanes = [lane for lane in self.lanes if lane is not None]
-        seats = [lane if lane is not None else lanes[0] for lane in self.lanes]
-        numbers = np.array(
-            [
-                (
-                    lane.model.member.fold,
-                    lane.order,
-                    lane.step,
-                    lane.step_in_epoch,
-                    lane.model.plan.batch,
-                    len(lane.model.plan.train),
-                )
-                for lane in seats
-            ],
-            dtype=np.int64,
-        )
+        seats = self.seats.table[self.seats.seated()]
+        columns = ("fold", "order", "step", "per_epoch", "batch", "rows")
         device = self.experiment.device
-        given = torch.from_numpy(numbers).to(device)
-        folds, places, start, within, per_batch, n_rows = given.unbind(1)
-        rates = np.stack([lane.rates(steps) for lane in seats], axis=1)
+        given = torch.from_numpy(np.stack([seats[name] for name in columns])).to(device)
+        folds, places, start, per_epoch, per_batch, n_rows = given.unbind(0)
         ahead = torch.arange(steps, device=device).unsqueeze(1)
-        begin = ((within + ahead) * self.batch).unsqueeze(2)
+        within = start % per_epoch + ahead
+        begin = (within * self.batch).unsqueeze(2)
+        rates = torch.from_numpy(self.seats.rates(steps))
         return Chunk(
-            folds=folds.contiguous(),
+            folds=folds,
             rows=self.orders.rows[
                 places.view(1, -1, 1), begin + torch.arange(self.batch, device=device)
             ],
-            n_rows=torch.minimum(per_batch, n_rows - (within + ahead) * per_batch),
+            n_rows=torch.minimum(per_batch, n_rows - within * per_batch),
             step=start + ahead,
-            learning_rate=torch.from_numpy(rates).to(device, self.experiment.dtype),
+            learning_rate=rates.to(device, self.experiment.dtype),
         )
 
     # Looking.
@@ -268,56 +227,50 @@ class Program:
         """What happened in the last chunk: divergence, ends of epochs, limits."""
         assert self.state is not None
         events: list[Event] = []
-        codes = self.state.watch.code.tolist()
-        ended: list[int] = []
-        for slot, lane in enumerate(self.lanes):
-            if lane is None:
-                continue
-            plan = lane.model.plan
-            if codes[slot]:
-                events.append(Done(lane.model.member, self._diagnosis(slot, lane)))
-                self._free(slot)
-            elif lane.step and lane.step % plan.steps_per_epoch == 0:
-                ended.append(slot)
+        codes = self.state.watch.code.cpu().numpy()
+        for slot in self.seats.taken[codes[self.seats.taken] != 0].tolist():
+            member = self.seats.lane(slot).model.member
+            events.append(Done(member, self._diagnosis(slot)))
+            self._free(slot)
+        ended = self.seats.at_epochs_end().tolist()
         if ended:
             events += self._end_epoch(ended)
-        for slot, lane in enumerate(self.lanes):
-            if lane is not None and lane.step >= self.limits.get(lane.model.member.name, math.inf):
-                events.append(Done(lane.model.member, Outcome(stopped=True)))
-                self._free(slot)
+        for slot in self.seats.at_limit().tolist():
+            events.append(Done(self.seats.lane(slot).model.member, Outcome(stopped=True)))
+            self._free(slot)
         return events
 
-    def _diagnosis(self, slot: int, lane: Lane, reason: Reason | None = None) -> Outcome:
+    def _diagnosis(self, slot: int, reason: Reason | None = None) -> Outcome:
         assert self.state is not None
         watch: Watch = tree_map(lambda t: t[slot].cpu(), self.state.watch)
         if reason is not None:
             watch = watch._replace(code=torch.tensor(CODES.index(reason) + 1))
-        model = lane.model
+        model = self.seats.lane(slot).model
         return Outcome(failure=diagnose(watch, self.names, model.member, model.plan))
 
     def _end_epoch(self, slots: Sequence[int]) -> list[Event]:
-        seats = {slot: lane for slot in slots if (lane := self.lanes[slot]) is not None}
+        lanes = {slot: self.seats.lane(slot) for slot in slots}
+        table = self.seats.table[slots]
+        epochs = (table["step"] // table["per_epoch"] - 1).tolist()
+        is_last = (table["step"] == table["steps"]).tolist()
         events: list[Event] = []
         assert self.state is not None
-        is_last = any(lane.epoch == lane.model.plan.epochs for lane in seats.values())
-        asked = self.asked if is_last else self.asked[:1]
-        scores = self.evaluation.scores(seats, self.state, "test", asked)
-        held = self.evaluation.held_out_losses(seats, self.state)
-        finished: list[int] = []
-        for slot, lane in seats.items():
+        asked = self.asked if any(is_last) else self.asked[:1]
+        scores = self.evaluation.scores(lanes, self.state, "test", asked)
+        held = self.evaluation.held_out_losses(lanes, self.state)
+        finished: dict[int, Lane] = {}
+        for (slot, lane), epoch, stop in zip(lanes.items(), epochs, is_last, strict=True):
             member, plan, score = lane.model.member, lane.model.plan, scores[slot][0]
             if isinstance(score, ScoreUndefined) or not math.isfinite(score):
                 if isinstance(score, ScoreUndefined):
-                    failure = error_failure(score, member, lane.epoch - 1, lane.step)
-                    events.append(Done(member, Outcome(failure=failure)))
+                    step = int(self.seats.table["step"][slot])
+                    outcome = Outcome(failure=error_failure(score, member, epoch, step))
                 else:
-                    outcome = self._diagnosis(slot, lane, Reason.NONFINITE_SCORE)
-                    events.append(Done(member, outcome))
+                    outcome = self._diagnosis(slot, Reason.NONFINITE_SCORE)
+                events.append(Done(member, outcome))
                 self._free(slot)
                 continue
-            epoch = lane.epoch - 1
             events.append(Epoch(member, epoch, score))
-            stop = lane.epoch == plan.epochs
             rule = member.setting.early_stopping
             if rule is not None:
                 if lane.best_epoch < 0 or held[slot] < lane.best - rule.min_delta:
@@ -325,12 +278,13 @@ class Program:
                     self._keep_best(slot)
                 stop = stop or epoch - lane.best_epoch >= rule.patience
             if stop:
-                finished.append(slot)
+                finished[slot] = lane
             else:
-                before, lane.order = lane.order, self.orders.acquire(member.fold, lane.epoch, plan)
-                self.orders.release(before)
+                order = self.seats.table["order"]
+                before, order[slot] = order[slot], self.orders.acquire(member.fold, epoch + 1, plan)
+                self.orders.release(int(before))
         if finished:
-            events += self._finish({slot: seats[slot] for slot in finished}, scores)
+            events += self._finish(finished, scores)
         return events
 
     def _keep_best(self, slot: int) -> None:
@@ -363,7 +317,8 @@ class Program:
             nonzero += torch.count_nonzero(weights, dim=1)
         events: list[Event] = []
         for (slot, lane), n in zip(lanes.items(), nonzero.tolist(), strict=True):
-            member, at = lane.model.member, (lane.epoch - 1, lane.step)
+            member, step = lane.model.member, int(self.seats.table["step"][slot])
+            at = (step // lane.model.plan.steps_per_epoch - 1, step)
             outcome = make_outcome(member, at, self.asked, test[slot], train[slot][0], n)
             events.append(Done(member, outcome))
             self._free(slot)

@@ -245,7 +245,7 @@ def _lanes(one: _Timed, times: float) -> Pace:
 
 def _score_seconds(program: Program) -> float:
     """Of one member's score on its test rows, when all lanes are scored together."""
-    lanes = {slot: lane for slot, lane in enumerate(program.lanes) if lane is not None}
+    lanes = {slot: lane for slot, lane in enumerate(program.seats.lanes) if lane is not None}
     if not lanes or program.state is None:
         return 0.0
     taken = []

@@ -11,7 +11,7 @@ import sys
 
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -322,7 +322,6 @@ PAIRS = st.lists(NUMBERS, min_size=2, max_size=2)
 WEIGHTS = st.lists(st.floats(0, 1e3), min_size=2, max_size=2)
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.tuples(NUMBERS, PAIRS, WEIGHTS), max_size=60),
     st.sampled_from([None, 5.0, 1e6]),

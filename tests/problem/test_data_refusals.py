@@ -197,7 +197,7 @@ cells = st.sampled_from(
     header=st.sampled_from(["a,y", "a,y,b", "y,y", ",y", '"a,y', "y"]),
     task=st.sampled_from(["regression", "classification"]),
 )
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=150, suppress_health_check=list(HealthCheck))
 def test_however_mangled_a_table_is_prepared_or_refused(
     rows: list[list[str]], header: str, task: str, tmp_path: Path
 ) -> None:
@@ -211,7 +211,7 @@ def test_however_mangled_a_table_is_prepared_or_refused(
 
 
 @given(content=st.binary(max_size=200), end=st.sampled_from(["csv", "parquet", "npz"]))
-@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=100, suppress_health_check=list(HealthCheck))
 def test_any_bytes_are_read_or_refused(content: bytes, end: str, tmp_path: Path) -> None:
     (tmp_path / f"f.{end}").write_bytes(content)
     with pytest.raises(SweepError):

@@ -120,7 +120,7 @@ def transformed(columns: dict[str, list[Any]], folds: list[Fold], standardize: s
     cut=st.integers(3, 7),
     standardize=st.sampled_from(["fold", "none"]),
 )
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 def test_test_rows_never_change_the_transformed_training_rows(
     columns: dict[str, list[Any]], other: dict[str, list[Any]], cut: int, standardize: str
 ) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sweep.problem.randomness import Stream, derive_seed, permutation, seeded
@@ -33,7 +33,6 @@ def test_different_parts_give_different_seeds():
     assert len(seeds) == 30**3
 
 
-@settings(deadline=None)
 @given(seed=small, fold=st.integers(0, 20), epoch=st.integers(0, 1000), n=st.integers(0, 300))
 def test_a_permutation_visits_every_row_once(seed: int, fold: int, epoch: int, n: int):
     order = permutation(seed, fold, epoch, n)

@@ -82,7 +82,7 @@ def test_every_regularizer_is_a_case():
 
 @over_dtypes
 @over_proximal
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(data=st.data())
 def test_prox_minimises_its_definition(make: Any, dtype: torch.dtype, data: st.DataObject):
     """u = prox(w) iff F(v) >= F(u) + 1/2 sum (v - u)^2 / step for every v.
@@ -126,7 +126,7 @@ def test_group_lasso_finds_its_root_whatever_the_magnitudes(spread: float):
 
 @over_dtypes
 @over_cases
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(problem=problems())
 def test_at_lambda_zero_value_is_zero_and_prox_the_identity(
     make: Any, dtype: torch.dtype, problem: Any
@@ -155,7 +155,7 @@ def test_lambda_zero_is_harmless_where_the_size_overflows(make: Any):
 
 @over_dtypes
 @over_cases
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(data=st.data())
 def test_vmapped_equals_looped(make: Any, dtype: torch.dtype, data: st.DataObject):
     w, step, lam = zip(*(data.draw(problems()) for _ in range(3)), strict=True)
@@ -241,7 +241,7 @@ def test_group_prox_is_block_soft_thresholding():
 
 
 @over_dtypes
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(data=st.data())
 def test_group_prox_in_a_diagonal_metric_satisfies_its_optimality_conditions(
     dtype: torch.dtype, data: st.DataObject

@@ -127,7 +127,7 @@ PAIRS = [(name, "none") for name in SAMPLERS] + [
 
 @pytest.mark.parametrize(("name", "pruner"), PAIRS)
 @given(data=st.data())
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 def test_same_seed_same_trials_whatever_the_timing(
     name: str, pruner: str, data: st.DataObject
 ) -> None:

@@ -147,9 +147,7 @@ WORDS = (
 PIECES = st.sampled_from(WORDS.split(" "))
 
 
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(PIECES, max_size=14).map(" ".join) | st.text(max_size=60))
 def test_no_mangled_statement_writes_or_shows_a_traceback(url: str, sql: str) -> None:
     with reader(url, 5.0) as ask:

@@ -209,9 +209,10 @@ def test_a_free_slot_is_filled_when_the_others_epoch_ends_so_that_lanes_stay_in_
     left, joined = False, False
     while program.pending:
         program.advance()
-        seated = [lane for lane in program.lanes if lane is not None]
+        seated = [lane for lane in program.seats.lanes if lane is not None]
         left = left or all(lane.model is not models[1] for lane in seated)
         if left and any(lane.model is models[3] for lane in seated):
             joined = True
-        assert len({lane.step_in_epoch for lane in seated}) <= 1
+        at = program.seats.table[program.seats.taken]
+        assert len(set(at["step"] % at["per_epoch"])) <= 1
     assert left and joined

@@ -220,7 +220,7 @@ def test_compiled_scores_are_the_eager_ones(case, monkeypatch):
         graph, compiled = made.traced["scoring"], made.ready["scoring"]
         for looks in ((None, None), (graph, None), (graph, compiled)):
             program.evaluation.traced, program.evaluation.compiled = looks
-            seats = dict(enumerate(program.lanes))
+            seats = dict(enumerate(program.seats.lanes))
             found.append(
                 [
                     program.evaluation.scores(seats, program.state, which, asked)
@@ -236,8 +236,8 @@ def test_compiled_scores_are_the_eager_ones(case, monkeypatch):
                     np.testing.assert_allclose(quick[slot], value, rtol=1e-12)
     # Of those that have a formula nothing is asked of the model again.
     monkeypatch.setattr(program.evaluation, "_outputs", None)
-    del program.lanes[1:]
-    program.evaluation.scores({0: program.lanes[0]}, program.state, "test", program.asked)
+    program.seats.resize([0], 1)
+    program.evaluation.scores({0: program.seats.lane(0)}, program.state, "test", program.asked)
     program.evaluation.traced, program.evaluation.compiled = None, None
     program.stepper.compilation = made
     program.advance()

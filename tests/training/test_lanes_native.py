@@ -65,7 +65,7 @@ HOW = st.sampled_from(["plain", "transposed", "shared", "part"])
 LENGTH = st.integers(0, 70)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     lanes=st.integers(0, 5),
     m=LENGTH,
@@ -107,9 +107,7 @@ def test_other_numbers_are_multiplied_by_torch(native, dtype):
     assert torch.equal(product(native, a, b), torch.bmm(a, b))
 
 
-@settings(
-    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     lanes=st.integers(1, 3),
     groups=st.integers(1, 3),
@@ -179,7 +177,7 @@ def test_a_convolution_of_what_it_cannot_read_fails(native):
             call(native, "lanes_convolve", (bad, w), *how)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     rows=st.integers(0, 5),
     size=st.integers(1, 40),

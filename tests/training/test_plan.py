@@ -5,7 +5,8 @@ import pytest
 
 from sweep.problem.randomness import permutation
 from sweep.training.batches import BatchOrders
-from sweep.training.lanes_member import RATES_AHEAD, Lane, LaneModel
+from sweep.training.lanes_member import Lane, LaneModel
+from sweep.training.lanes_seats import RATES_AHEAD, Seats
 from sweep.training.member import Member, learning_rate_at, make_plan
 from tests.training.trials import BASE, experiment, merge
 
@@ -43,10 +44,12 @@ def test_a_lane_s_learning_rates_are_those_of_its_steps(schedule):
     """Whatever the chunks they are asked for in."""
     epochs = 2 * RATES_AHEAD
     exp, member, plan = plan_of(batch_size="full", epochs=epochs, schedule=schedule)
-    lane, found = Lane(LaneModel.build(exp, member), order=0), []
+    seats, found = Seats(), []
+    seats.resize([], 2)
+    seats.take(1, Lane(LaneModel.build(exp, member)), order=0)
     for steps in np.random.default_rng(0).integers(1, 100, size=1000):
-        steps = min(int(steps), plan.steps - lane.step)
-        found += lane.rates(steps).tolist()
-        lane.step += steps
+        steps = min(int(steps), seats.steps_left())
+        found += seats.rates(steps)[:, 1].tolist()
+        seats.advance(steps)
     expected = learning_rate_at(np.arange(plan.steps), member.setting, plan)
     assert found == expected.tolist()
