@@ -31,16 +31,16 @@ from sweep.training.lanes_scoring import (
 )
 from sweep.training.lanes_step import State, Tensors
 from sweep.training.lanes_trace import Traced, trace
-from sweep.training.memory import activations
+from sweep.training.memory import put_out
 from sweep.training.reference import as_matrix
 from sweep.training.scoring import ScoreUndefined
 
 NUMBERS_AT_ONCE, COMPILED_NUMBERS_AT_ONCE, NUMBERS_ON_DEVICE = 2**22, 2**21, 2**26
-"""Activations, over all lanes, of one evaluation call: an eager one is slow to begin, a compiled
-one makes the best of a core's own cache, one on a GPU should keep all of it at work."""
+"""Numbers put out, over all lanes, of one evaluation call: an eager one is slow to begin, a
+compiled one makes the best of a core's own cache, one on a GPU should keep all of it at work."""
 NUMBERS_WORTH_THREADS = 2**20
-"""Activations of an eager look at all lanes that more threads than one are worth while for: with
-fewer they would mostly wait for Python's lock."""
+"""Numbers put out of an eager look at all lanes that more threads than one are worth while for:
+with fewer they would mostly wait for Python's lock."""
 KEPT_ROWS = 2**24
 """Numbers of a fold's rows that are kept gathered between evaluations."""
 
@@ -73,7 +73,7 @@ class Evaluation:
         self.compiled: CompiledProgram | None = None
         self.traced: Traced | None = None
         self.formulas = with_formula(experiment)
-        self._each = activations(module, experiment.problem.input_shape, experiment.dtype)
+        self._each = put_out(module, experiment.problem.input_shape, experiment.dtype)
         at_once = NUMBERS_AT_ONCE if experiment.device == CPU else NUMBERS_ON_DEVICE
         self.rows_at_once = max(1, at_once // self._each)
         self._own = threading.local()
@@ -203,13 +203,11 @@ class Evaluation:
         # A functional call lends the module its parameters: a module serves one thread.
         if not hasattr(self._own, "module"):
             self._own.module = copy.deepcopy(self.module).eval()
-        put_out = vmap(self._one, in_dims=(0, 0, None))
+        apply = vmap(self._one, in_dims=(0, 0, None))
         if part.x is not None:
-            return put_out(parameters, buffers, part.x)
+            return apply(parameters, buffers, part.x)
         pieces = np.array_split(part.rows, -(-len(part.rows) // self.rows_at_once))
-        outputs = [
-            put_out(parameters, buffers, self._take(part.fold, piece)[0]) for piece in pieces
-        ]
+        outputs = [apply(parameters, buffers, self._take(part.fold, piece)[0]) for piece in pieces]
         return torch.cat(outputs, dim=1)
 
     def _gathered(

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 
 from sweep.training.device import CPU
 
@@ -33,17 +34,37 @@ def slot_bytes(
     batch: int,
 ) -> int:
     """Of one lane in training: weights and optimizer state (twice: an update makes new ones), the
-    gradient as it is, clipped and penalized, and the activations of a batch, of which backward
-    holds some at a time. An estimate: of mlp and cnn 0.5 to 1.5 times as much was
-    measured.
+    gradient as it is, clipped and penalized, and the activations of a batch: backward makes as
+    many numbers as it was kept. An estimate: of mlp, cnn, rnn, gru and lstm 0.5 to 1.5 times as
+    much was measured.
     """
     copies = 2 * (1 + MOMENTS[optimizer]) + 3
     parameters = sum(p.numel() for p in module.parameters())
-    passed = 1.5 * batch * activations(module, input_shape, dtype)
+    passed = 2 * batch * activations(module, input_shape, dtype)
     return int((copies * parameters + passed) * dtype.itemsize)
 
 
 def activations(module: nn.Module, input_shape: Sequence[int], dtype: torch.dtype) -> int:
+    """Numbers that the forward pass of one row keeps for the backward pass, inputs included.
+
+    Counted as torch keeps them: whatever the module is made of, a recurrence included.
+    """
+    own = {t.untyped_storage().data_ptr() for t in (*module.parameters(), *module.buffers())}
+    kept: dict[int, Tensor] = {}
+
+    def keep(t: Tensor) -> Tensor:
+        # What is kept stays alive here, so that no other tensor gets its place.
+        kept[t.untyped_storage().data_ptr()] = t
+        return t
+
+    with torch.enable_grad(), saved_tensors_hooks(keep, lambda t: t):
+        rows = _fed(module, input_shape, dtype)
+    keep(rows)
+    bytes_kept = sum(t.untyped_storage().nbytes() for at, t in kept.items() if at not in own)
+    return int(bytes_kept // (len(rows) * dtype.itemsize))
+
+
+def put_out(module: nn.Module, input_shape: Sequence[int], dtype: torch.dtype) -> int:
     """Numbers that the modules put out for one row, inputs included."""
     seen = int(np.prod(input_shape))
 
@@ -54,18 +75,27 @@ def activations(module: nn.Module, input_shape: Sequence[int], dtype: torch.dtyp
 
     leaves = [part for part in module.modules() if not list(part.children())]
     hooks = [part.register_forward_hook(count) for part in leaves]
-    was_training = module.training
     try:
         with torch.no_grad():
-            module.eval()(torch.zeros(2, *input_shape, dtype=dtype))
+            _fed(module, input_shape, dtype)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return seen
+
+
+def _fed(module: nn.Module, input_shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Two rows of zeros, which the module was fed in evaluation mode."""
+    rows = torch.zeros(2, *input_shape, dtype=dtype)
+    was_training = module.training
+    try:
+        module.eval()(rows)
     except (Exception, SystemExit):
         # A user's module may refuse zeros; what it needs is then not counted.
         pass
     finally:
         module.train(was_training)
-        for hook in hooks:
-            hook.remove()
-    return seen
+    return rows
 
 
 def machine_bytes(device: torch.device = CPU) -> int:

@@ -110,6 +110,11 @@ MODELS = {
     "weights": ({"kind": "mlp", "hidden": [1000, 1000]}, [100], 64, 4, 20),
     "rows": ({"kind": "mlp", "hidden": [64, 64]}, [100], 4000, 10, 50),
     "images": ({"kind": "cnn", "channels": [16, 32]}, [1, 16, 16], 64, 10, 50),
+    "rnn": ({"kind": "rnn", "hidden": 32}, [28, 28], 64, 100, 400),
+    "gru": ({"kind": "gru", "hidden": 32}, [28, 28], 64, 10, 60),
+    "lstm": ({"kind": "lstm", "hidden": 32}, [28, 28], 64, 10, 60),
+    "layers": ({"kind": "gru", "hidden": 32, "layers": 2, "dropout": 0.1}, [28, 28], 64, 10, 60),
+    "normalized": ({"kind": "mlp", "hidden": [64], "normalization": "batch"}, [100], 4000, 20, 90),
 }
 
 
