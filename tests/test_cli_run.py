@@ -26,6 +26,7 @@ from sweep.cli import main
 from sweep.cli.display import make_display
 from sweep.search.status import Status
 from sweep.store import queries
+from tests import warm
 from tests.stored_studies import fill
 from tests.test_cli import on_a_terminal
 
@@ -86,9 +87,7 @@ def states(home: Path, study: str) -> dict[str, int]:
 @contextlib.contextmanager
 def process(*arguments: str) -> Iterator[subprocess.Popen[str]]:
     command = [sys.executable, "-m", "sweep", *arguments]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as started:
+    with warm.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as started:
         try:
             yield started
         finally:

@@ -24,9 +24,9 @@ import pytest
 import yaml
 
 from sweep.spec import load_spec
+from tests import warm
 from tests.command_lines import (
     ROOT,
-    SWEEP,
     command_group,
     parse,
     simple_commands,
@@ -167,18 +167,18 @@ def test_shown_outputs_are_real(about_the_map: bool, tmp_path: Path) -> None:
             continue
         if before.language == "sh":
             found = [sweep_arguments(command) for command in simple_commands(before.text)]
-            commands = [[SWEEP, *arguments] for arguments in found if arguments is not None]
+            program = [sys.executable, "-m", "sweep"]
+            commands = [[*program, *arguments] for arguments in found if arguments is not None]
             assert commands, f"line {before.line}: no sweep command makes this output"
         else:
             commands = [[sys.executable, "-c", before.text]]
         printed, codes = "", []
         for command in commands:
-            done = subprocess.run(
+            done = warm.run(
                 command,
                 cwd=tmp_path,
                 env=environment,
                 stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
                 timeout=600,

@@ -175,7 +175,7 @@ def test_numbers_in_the_text_are_those_in_the_code() -> None:
     assert f"at least {WORTH_SECONDS:.0f} seconds of eager training" in README
     assert f"noticed after {LEASE_SECONDS:.0f} seconds" in README
     assert f"at most {MAX_SLOTS}, and no more than half of the free memory" in README
-    assert f"at most {MAX_SLOTS_ON_DEVICE:,} models train at once" in README
+    assert f"train at once, at most {MAX_SLOTS_ON_DEVICE:,}, as many as half" in README
     assert SHARE == 0.5
     assert f"{MOST_ITERATIONS:,} iterations" in README
     assert f"tried again for {RESTART_SECONDS:.0f} seconds" in README

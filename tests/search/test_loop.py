@@ -15,6 +15,7 @@ from sweep.search.pruning import PRUNERS
 from sweep.search.sampler import SAMPLERS
 from sweep.spec import StudyFile, load_spec
 from sweep.store.storage import Store
+from tests import warm
 
 DATA = Path(__file__).parents[1] / "training"
 STUDY = {
@@ -178,7 +179,7 @@ def test_processes_share_a_study_exactly(database_url):
     """The same study started three times at once: its trials are trained once each."""
     study = json.dumps({**STUDY, "trials": 24, "train": {**STUDY["train"], "epochs": 4}})
     command = [sys.executable, "-c", WORKER, study, str(DATA), database_url]
-    workers = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    workers = [warm.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(3)]
     errors = [worker.communicate(timeout=120)[1] for worker in workers]
     assert [w.returncode for w in workers] == [0, 0, 0], errors
     trials = stored(database_url)

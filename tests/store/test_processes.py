@@ -18,13 +18,14 @@ from optuna.trial import TrialState
 
 from sweep.store.schema import claims
 from sweep.store.storage import Store
+from tests import warm
 from tests.postgres_server import PostgresServer, find_binaries
 
 ROOT = Path(__file__).parents[2]
 
 
 def start(url: str, total: int, pause: float = 0.0) -> subprocess.Popen[str]:
-    return subprocess.Popen(
+    return warm.Popen(
         [sys.executable, "-m", "tests.store.worker", url, str(total), str(pause)],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip

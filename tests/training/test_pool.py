@@ -8,6 +8,7 @@ import textwrap
 import time
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,10 +21,20 @@ from sweep.training.member import Done, Member
 from sweep.training.pool import ReferencePool
 from sweep.training.reference import ReferenceEngine
 from sweep.training.schedule import Finished, Schedule
+from tests import warm
 
 from .trials import BASE, HERE, experiment, merge
 
 RATES = [0.03, 1e10, 0.1, 1e300, 0.01, 0.05]
+
+
+@pytest.fixture(autouse=True)
+def warm_processes(monkeypatch):
+    """But for those that the commands here start, which are new interpreters."""
+    known = SimpleNamespace(Popen=warm.Popen, DEVNULL=subprocess.DEVNULL)
+    monkeypatch.setattr("sweep.training.processes.subprocess", known)
+
+
 CASES = {
     "unbatchable, own regularizer": {
         "model": {"kind": "python:toy_data:LooksAtData"},
@@ -305,7 +316,7 @@ def nurseries(parent):
 def test_a_run_that_is_stopped_ends_soon_with_all_its_processes(number, tmp_path):
     (tmp_path / "slow.yaml").write_text(STUDY)
     (tmp_path / "toy_data.py").write_text((HERE / "toy_data.py").read_text())
-    running = subprocess.Popen(
+    running = warm.Popen(
         [sys.executable, "-m", "sweep", "run", "slow.yaml", "--storage", "sqlite:///s.db"],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(HERE.parents[1]), "OMP_NUM_THREADS": "2"},
