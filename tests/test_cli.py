@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from sweep.cli import app, main
 from sweep.spec.load import parse_yaml
+from tests import warm
 from tests.stored_studies import digits_trials, fill
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -250,7 +251,7 @@ def on_a_terminal(command: list[str], width: int, url: str) -> list[str]:
     leader, follower = pty.openpty()
     fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 40, width, 0, 0))
     env = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES")}
-    with subprocess.Popen(
+    with warm.Popen(
         command,
         stdin=follower,
         stdout=follower,

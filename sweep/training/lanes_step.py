@@ -87,8 +87,7 @@ class LaneStep:
         x, y, weights = table.take(inputs.folds, inputs.rows)
         keys = dropout_key(self.seed, inputs.folds, inputs.step) if self.dropout_keys else None
         arguments = (state, x, y, weights, inputs.n_rows, inputs.learning_rate, keys)
-        with WrittenOut():
-            parameters, buffers, moments, watch = _mapped(self._one, *arguments)
+        parameters, buffers, moments, watch = _mapped(self._one, *arguments)
         return State(parameters, buffers, moments, watch, state.numbers, state.penalty)
 
     def _one(
@@ -116,7 +115,9 @@ class LaneStep:
                 for name in self.dropout_keys:
                     buffers[name] = key
             tensors = {**parameters, **buffers}
-            outputs, slopes = through_time.call(self.module, tensors, x, nudges)
+            # It looks at every call of torch's: only where a module may convolve.
+            with WrittenOut():
+                outputs, slopes = through_time.call(self.module, tensors, x, nudges)
             losses = loss_per_sample(self.kind, as_matrix(outputs, self.n_outputs), y)
             if weights is not None:
                 losses = losses * weights

@@ -115,6 +115,8 @@ def _in_order(name: str, pruner: str, n: int) -> Run:
     return _CANONICAL[name, pruner, n]
 
 
+SLOW = pytest.mark.slow
+GP_SLOW = [pytest.param(name, marks=[SLOW] * (name == "gp")) for name in LEARNING]
 PAIRS = [(name, "none") for name in SAMPLERS] + [
     ("tpe", "median"),
     ("tpe", "hyperband"),
@@ -125,9 +127,12 @@ PAIRS = [(name, "none") for name in SAMPLERS] + [
 ]
 
 
-@pytest.mark.parametrize(("name", "pruner"), PAIRS)
+@pytest.mark.parametrize(
+    ("name", "pruner"),
+    [pytest.param(*pair, marks=[SLOW] * (pair[0] == "gp")) for pair in PAIRS],
+)
 @given(data=st.data())
-@settings(max_examples=5)
+@settings(max_examples=3)
 def test_same_seed_same_trials_whatever_the_timing(
     name: str, pruner: str, data: st.DataObject
 ) -> None:
@@ -139,8 +144,14 @@ def test_same_seed_same_trials_whatever_the_timing(
     assert run.pruned() == _in_order(name, pruner, n).pruned()
 
 
-@pytest.mark.parametrize(("name", "pruner"), PAIRS)
-@pytest.mark.parametrize("stop", [0, 1, 3, 11, 25])
+@pytest.mark.parametrize(
+    ("name", "pruner", "stop"),
+    [
+        pytest.param(*pair, stop, marks=[SLOW] * (pair[0] == "gp" and stop != 3))
+        for stop in (0, 1, 3, 11, 25)
+        for pair in PAIRS
+    ],
+)
 def test_a_continued_study_goes_on_as_an_uninterrupted_one(
     name: str, pruner: str, stop: int
 ) -> None:
@@ -275,7 +286,7 @@ def test_a_trial_that_was_never_chosen_teaches_nothing(name: str) -> None:
     assert mirror.ask(2).keys() == SPACES[name].keys()
 
 
-@pytest.mark.parametrize("name", LEARNING)
+@pytest.mark.parametrize("name", GP_SLOW)
 def test_an_infinite_score_is_a_divergence(name: str) -> None:
     runs = []
     for infinite in (True, False):

@@ -7,7 +7,7 @@ import re
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sweep.training.advice import Recipe, advise, growth, stable_rate
@@ -49,6 +49,7 @@ def test_the_rate_advised_converges_and_one_a_hundredth_above_it_does_not():
 @given(
     st.floats(0.01, 10), st.floats(0, 0.95), st.booleans(), st.floats(1.03, 20), st.floats(1e-3, 1)
 )
+@settings(max_examples=30)
 def test_the_bound_is_that_of_the_recurrence(curvature, momentum, nesterov, times, start):
     """torch's own sgd on h w^2 / 2 at `times` the bound grows so that the formula gives it back."""
     nesterov = nesterov and momentum > 0

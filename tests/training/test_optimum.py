@@ -75,9 +75,9 @@ def test_every_optimizer_is_a_case():
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_every_optimizer_reaches_the_lasso_of_scikit_learn(optimizer):
-    study = merge(STUDY, train=OPTIMIZERS[optimizer])
+    study = merge(STUDY, train=OPTIMIZERS[optimizer], cross_validation={"folds": 2})
     results = train(experiment(study), {0: {"regularizer": "l1", "lambda": 0.05}})
-    expected, nonzero = _scikit_learn(Lasso(0.05, tol=1e-12))
+    expected, nonzero = _scikit_learn(Lasso(0.05, tol=1e-12), folds=2)
     np.testing.assert_allclose(results[0].fold_scores, expected, rtol=1e-5)
     assert results[0].nonzero == nonzero
 
@@ -113,10 +113,10 @@ def test_decoupled_decay_under_momentum_ends_at_a_weaker_ridge(decoupled, lam):
     np.testing.assert_allclose(results[0].fold_scores, expected, rtol=1e-7)
 
 
-def _scikit_learn(made):
+def _scikit_learn(made, folds=5):
     x, y = load_diabetes(return_X_y=True)
     scores, nonzero = [], []
-    for fit, test in KFold(5, shuffle=True, random_state=0).split(x):
+    for fit, test in KFold(folds, shuffle=True, random_state=0).split(x):
         mean, scale, centre, spread = x[fit].mean(0), x[fit].std(0), y[fit].mean(), y[fit].std()
         model = made(len(fit)) if callable(made) else made
         model.fit((x[fit] - mean) / scale, (y[fit] - centre) / spread)
