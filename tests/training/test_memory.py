@@ -10,7 +10,8 @@ import textwrap
 import pytest
 import torch
 
-from sweep.training.memory import free_bytes, is_out_of_memory
+from sweep.problem.networks import Recurrent
+from sweep.training.memory import activations, free_bytes, is_out_of_memory
 from tests import warm
 
 from .trials import HERE
@@ -137,6 +138,21 @@ def test_the_estimate_is_what_a_slot_more_takes(case, tmp_path):
         peaks.append(peak)
     measured = (peaks[1] - peaks[0]) / (counts[1] - counts[0])
     assert 0.5 < measured / estimate < 1.5, (measured, estimate)
+
+
+def test_activations_are_what_backward_needs():
+    """Of a layer of mlp its input; of a step of a GRU its state, its gates, and more."""
+    wide = torch.nn.Sequential(
+        torch.nn.Linear(61, 64), torch.nn.ReLU(), torch.nn.Linear(64, 32), torch.nn.ReLU(),
+        torch.nn.Linear(32, 10),
+    )  # fmt: skip
+    assert activations(wide, [61], torch.float32) == 61 + 64 + 32
+    assert activations(wide.double(), [61], torch.float64) == 61 + 64 + 32
+    gru = Recurrent(
+        "gru", (28, 6), 1, hidden=5, layers=1, dropout=0.0, bias=True, activation="tanh"
+    )
+    assert 28 * 5 * 4 < activations(gru, [28, 6], torch.float32) < 28 * 5 * 16
+    assert wide.training and gru.training
 
 
 def test_a_failed_allocation_is_known_by_its_name_or_words():
