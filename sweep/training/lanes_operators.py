@@ -111,6 +111,9 @@ def _call_native(name: str, tensors: Sequence[Tensor], *rest: Three | int) -> Te
     if failed:
         raise RuntimeError(f"{name} failed")
     found: Tensor = torch._C._aoti.alloc_tensor_by_stealing_from_void_ptr(capsule(made, None, None))
+    if found._use_count() > 1:  # type: ignore[attr-defined]
+        # Whatever it is called, it took a reference of its own: the handle still holds the tensor.
+        library.aoti_torch_delete_tensor_object(made)
     return found
 
 

@@ -91,6 +91,20 @@ def test_products_are_the_sums_that_define_them(native, lanes, m, k, n, how, dty
     assert ((found.double() - exact).abs() <= bound).all()
 
 
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="looks into /proc")
+def test_what_was_computed_is_freed_with_its_tensor(native):
+    a, resident = torch.ones(1, 1000, 1), []
+    for _ in range(2):
+        for _ in range(50):
+            found = product(native, a, a.mT)
+        resident.append(
+            int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        )
+    assert found._use_count() == 1
+    # 50 results of 4 MB were made in between.
+    assert resident[1] - resident[0] < 50e6
+
+
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 @pytest.mark.parametrize("n", [1, 10, 16, 33])
 def test_what_is_not_finite_stays_where_it_belongs(native, bad, n):
