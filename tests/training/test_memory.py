@@ -12,7 +12,6 @@ import torch
 
 from sweep.problem.networks import Recurrent
 from sweep.training.memory import activations, free_bytes, is_out_of_memory
-from tests import warm
 
 from .trials import HERE
 
@@ -53,10 +52,11 @@ def limited(folder, mib, concurrency):
     """`sweep run` with so much memory beside what it has when it begins."""
     (folder / "wide.yaml").write_text(STUDY)
     (folder / "toy_data.py").write_text((HERE / "toy_data.py").read_text())
-    return warm.run(
+    return subprocess.run(
         [sys.executable, "-c", textwrap.dedent(LIMITED), str(mib), str(concurrency)],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(HERE.parents[1]), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
         text=True,
         timeout=120,
     )
