@@ -3,8 +3,7 @@
 `Popen` is `subprocess.Popen` for commands `[sys.executable, "-c", code, ...]` and `[sys.executable,
 "-m", module, ...]`: a process of its own, with its own number, environment, folder and pipes, which
 ends, and can be ended, like any other. It is a copy (os.fork) of a server that has imported what
-`sweep` imports; all else it does anew. Commands as a user gives them are run as such elsewhere:
-what the README shows, and one of each kind here.
+`sweep` imports; all else it does anew. Not for what looks at memory or at what is imported.
 """
 
 from __future__ import annotations
@@ -82,7 +81,7 @@ class Popen(subprocess.Popen[Any]):
 
 
 def run(
-    command: list[str], *, check: bool = False, timeout: float | None = None, **options: Any
+    command: list[str], *, timeout: float | None = None, **options: Any
 ) -> subprocess.CompletedProcess[Any]:
     """`subprocess.run`, with what is printed captured."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
@@ -92,10 +91,7 @@ def run(
         except BaseException:
             started.kill()
             raise
-    done = subprocess.CompletedProcess(command, started.returncode, out, err)
-    if check:
-        done.check_returncode()
-    return done
+    return subprocess.CompletedProcess(command, started.returncode, out, err)
 
 
 class _Server:

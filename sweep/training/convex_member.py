@@ -9,7 +9,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sweep.problem.models import penalized
 from sweep.training.convex_loss import Design, FoldLoss, GramLoss, dot, make_loss
 from sweep.training.convex_newton import MOST_FLOPS, newton_flops
 from sweep.training.convex_penalty import ConvexPenalty, Separable, make_convex_penalty
@@ -140,13 +139,11 @@ class ConvexMembers:
         self._names: dict[bool, tuple[str, ...]] = {}
 
     def make(self, member: Member) -> ConvexMember:
-        spec, setting = self.experiment.spec, member.setting
+        setting = member.setting
         has_bias = bool(setting.model["bias"])
         if has_bias not in self._names:
             module = self.experiment.build_model(setting, member.fold)
-            self._names[has_bias] = tuple(
-                penalized(module, penalize_bias=spec.penalize_bias, patterns=spec.penalize)
-            )
+            self._names[has_bias] = self.experiment.penalized(module)
         names, name = self._names[has_bias], setting.regularizer
         bias = "free" if has_bias else "none"
         if has_bias and name != "none" and "linear.bias" in names:

@@ -92,20 +92,24 @@ class Experiment:
         return start
 
     def _start(self, setting: Setting, fold: int) -> Start:
-        module, spec = self.build_model(setting, fold), self.spec
+        module = self.build_model(setting, fold)
         return Start(
             module=module,
             structure=structure_key(setting.model_kind, setting.model),
             traits=self.traits(setting, module),
-            penalized=tuple(
-                penalized(module, penalize_bias=spec.penalize_bias, patterns=spec.penalize)
-            ),
+            penalized=self.penalized(module),
         )
 
     @cached_property
     def _starts(self) -> dict[Any, Start]:
         """The least recently used comes first."""
         return {}
+
+    def penalized(self, module: nn.Module) -> tuple[str, ...]:
+        """The names of the parameters that the study's regularizers act on."""
+        spec = self.spec
+        names = penalized(module, penalize_bias=spec.penalize_bias, patterns=spec.penalize)
+        return tuple(names)
 
     def traits(self, setting: Setting, module: nn.Module) -> Traits:
         """What is known of the setting's model; a user's own is tried out, once a structure."""

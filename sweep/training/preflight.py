@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from sweep.errors import SpecError, SweepError
-from sweep.problem.models import parameter_count, penalized
+from sweep.problem.models import parameter_count
 from sweep.problem.plugins import describe
 from sweep.problem.prepare import prepare
 from sweep.spec import (
@@ -69,8 +69,7 @@ def preflight(experiment: Experiment) -> list[nn.Module]:
         module = experiment.build_model(setting, fold=0)
         if setting.model_kind not in BUILT_IN:
             _check_module(experiment, setting, module)
-        names = penalized(module, penalize_bias=spec.penalize_bias, patterns=spec.penalize)
-        _check_penalty(experiment, setting, module, names)
+        _check_penalty(experiment, setting, module, experiment.penalized(module))
         modules.append(module)
     return modules
 

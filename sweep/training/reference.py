@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from sweep.errors import SweepError
 from sweep.problem.dropout import KeyedDropout, dropout_key
 from sweep.problem.losses import loss_per_sample
-from sweep.problem.models import penalized
 from sweep.problem.randomness import Stream, derive_seed, seeded
 from sweep.problem.scaling import ScaledRows
 from sweep.spec.exact import EXACT
@@ -165,7 +164,7 @@ class Run:
         module.to(experiment.device)
         plan = make_plan(problem, spec, member, interact)
         self.steps = plan.steps
-        names = penalized(module, penalize_bias=spec.penalize_bias, patterns=spec.penalize)
+        names = experiment.penalized(module)
         penalty: Penalty = moved(make_penalty(experiment, setting), experiment.device)
         optimizer = make_torch_optimizer(module, setting, names)
         parameters = trainable(module)
