@@ -15,6 +15,7 @@ from sweep.spec import load_spec
 from sweep.training import lanes_evaluate, lanes_graph
 from sweep.training.batches import FoldTable
 from sweep.training.device import CPU, choose_device
+from sweep.training.engines import MAX_SLOTS, MAX_SLOTS_ON_DEVICE, slots_in_flight
 from sweep.training.lanes import LanesEngine
 from sweep.training.lanes_graph import NotCapturedError
 from sweep.training.lanes_step import LaneStep
@@ -145,6 +146,14 @@ def engine_of(exp, slots, trials, **options):
 
 
 FOUR = {i: {"learning_rate": 0.02 * (i + 1)} for i in range(4)}
+
+
+def test_on_a_gpu_all_members_in_flight_train_at_once_on_a_cpu_half_of_them():
+    gpu = torch.device("cuda")
+    assert [slots_in_flight(32, 5, device) for device in (CPU, gpu)] == [80, 160]
+    assert [slots_in_flight(1, 3, device) for device in (CPU, gpu)] == [2, 3]
+    most = [slots_in_flight(10**6, 5, device) for device in (CPU, gpu)]
+    assert most == [MAX_SLOTS, MAX_SLOTS_ON_DEVICE]
 
 
 def test_another_number_of_lanes_is_captured_anew():
