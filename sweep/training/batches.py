@@ -14,42 +14,46 @@ from sweep.training.experiment import Experiment
 from sweep.training.member import Plan
 
 
-class BatchOrders:
-    """The row order of each (fold, epoch) in use, shared by the lanes that are there.
+KEPT_ROWS = 2**23
+"""Row numbers in the orders that are kept although nobody is in their epoch."""
 
-    `rows` is (P, L): row p holds one epoch's rows, each batch padded to `batch` rows by repeating
-    its first one (a padded row is as finite as the rest, and its loss is not counted).
+
+class BatchOrders:
+    """The row order of each (fold, epoch), shared by the lanes that are there.
+
+    `batches` is (P, S, B): place p holds the S batches of one epoch, each padded to B rows by
+    repeating its first one (a padded row is as finite as the rest, and its loss is not counted).
+    What nobody uses any more is kept while there is room: lanes come to an epoch one after another.
     """
 
     def __init__(self, experiment: Experiment, batch: int) -> None:
         self.seed, self.batch = experiment.spec.seed, batch
-        self.rows: Int[Tensor, "P L"] = torch.zeros(
-            0, 0, dtype=torch.int32, device=experiment.device
+        self.batches: Int[Tensor, "P S B"] = torch.zeros(
+            0, 0, batch, dtype=torch.int32, device=experiment.device
         )
         self._place: dict[tuple[int, int], int] = {}
-        self._users: dict[int, int] = {}
+        self._users: list[int] = []
+        self._unused: dict[int, tuple[int, int]] = {}
+        """Places whose order nobody uses, the one that was given up first at first."""
 
     def acquire(self, fold: int, epoch: int, plan: Plan) -> int:
         """The place p of this epoch's order."""
         key = (fold, 0 if plan.is_full_batch else epoch)
         if key not in self._place:
-            used = set(self._place.values())
-            place = next(p for p in range(len(used) + 1) if p not in used)
             padded = self._padded(plan.rows_of(self.seed, fold, epoch), plan)
-            if place >= self.rows.shape[0] or len(padded) > self.rows.shape[1]:
-                self._grow(place + 1, len(padded))
-            self.rows[place, : len(padded)] = torch.from_numpy(padded)
+            place = self._free_place(len(padded))
+            self.batches[place, : len(padded)] = torch.from_numpy(padded)
             self._place[key] = place
-            self._users[place] = 0
+            self._unused[place] = key
         place = self._place[key]
+        self._unused.pop(place, None)
         self._users[place] += 1
         return place
 
     def release(self, place: int) -> None:
         self._users[place] -= 1
         if self._users[place] == 0:
-            del self._users[place]
-            self._place = {key: p for key, p in self._place.items() if p != place}
+            self._unused[place] = next(key for key, p in self._place.items() if p == place)
 
     def _padded(self, order: np.ndarray, plan: Plan) -> np.ndarray:
         batches = np.empty((plan.steps_per_epoch, self.batch), dtype=np.int32)
@@ -57,15 +61,23 @@ class BatchOrders:
             part = order[i * plan.batch : (i + 1) * plan.batch]
             batches[i, : len(part)] = part
             batches[i, len(part) :] = part[0]
-        return batches.reshape(-1)
+        return batches
 
-    def _grow(self, places: int, length: int) -> None:
-        had_places, had_length = self.rows.shape
-        if places > had_places:
-            places = max(places, 2 * had_places)
-        grown = self.rows.new_zeros(max(places, had_places), max(length, had_length))
-        grown[:had_places, :had_length] = self.rows
-        self.rows = grown
+    def _free_place(self, steps: int) -> int:
+        """A new place, or where there are enough, that of the order longest out of use."""
+        had, most = self.batches.shape[:2]
+        if self._unused and len(self._users) * max(steps, most) * self.batch >= KEPT_ROWS:
+            place = next(iter(self._unused))
+            del self._place[self._unused.pop(place)]
+        else:
+            place = len(self._users)
+            self._users.append(0)
+        if place >= had or steps > most:
+            places = had if place < had else max(place + 1, 2 * had)
+            grown = self.batches.new_zeros(places, max(steps, most), self.batch)
+            grown[:had, :most] = self.batches
+            self.batches = grown
+        return place
 
 
 class FoldTable(NamedTuple):

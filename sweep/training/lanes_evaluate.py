@@ -41,6 +41,8 @@ compiled one makes the best of a core's own cache, one on a GPU should keep all 
 NUMBERS_WORTH_THREADS = 2**20
 """Numbers put out of an eager look at all lanes that more threads than one are worth while for:
 with fewer they would mostly wait for Python's lock."""
+PARTS_A_THREAD = 4
+"""Parts of a compiled evaluation, at least, where there are lanes enough."""
 KEPT_ROWS = 2**24
 """Numbers of a fold's rows that are kept gathered between evaluations."""
 
@@ -67,9 +69,15 @@ class Evaluation:
     """
 
     def __init__(
-        self, experiment: Experiment, module: nn.Module, table: FoldTable, pool: Executor
+        self,
+        experiment: Experiment,
+        module: nn.Module,
+        table: FoldTable,
+        pool: Executor,
+        threads: int,
     ) -> None:
-        self.experiment, self.module, self.table, self.pool = experiment, module, table, pool
+        self.experiment, self.module, self.table = experiment, module, table
+        self.pool, self.threads = pool, threads
         self.compiled: CompiledProgram | None = None
         self.traced: Traced | None = None
         self.formulas = with_formula(experiment)
@@ -84,10 +92,16 @@ class Evaluation:
     ) -> dict[int, list[float | ScoreUndefined]]:
         """For each slot the scores on its fold's `test` or `train` rows."""
 
+        parts = self._parts(lanes, which)
+        slots = [slot for part in parts for slot in part.slots]
+        known = [score.name for score in self.formulas]
+        places = [known.index(score.name) for score in scores if score.name in known]
+        measured = self._measured(state, parts) if len(places) == len(scores) else None
+        if measured is not None and not any(measured.undefined[i] for i in places):
+            by_score = [measured.scores[i] for i in places]
+            return {slot: [*of_slot] for slot, *of_slot in zip(slots, *by_score, strict=True)}
+
         def judged(part: _Part) -> list[list[float | ScoreUndefined]]:
-            measured = self._measured(state, part) if len(places) == len(scores) else None
-            if measured is not None and not any(measured.undefined[i] for i in places):
-                return [list[float | ScoreUndefined](measured.scores[i]) for i in places]
             outputs = self._outputs(state, part)
             return [
                 judge_lanes(
@@ -96,31 +110,29 @@ class Evaluation:
                 for score in scores
             ]
 
-        known = [score.name for score in self.formulas]
-        places = [known.index(score.name) for score in scores if score.name in known]
         result: dict[int, list[float | ScoreUndefined]] = {}
-        parts = self._parts(lanes, which)
         for part, by_score in zip(parts, self._each_of(judged, parts), strict=True):
-            for slot, *values in zip(part.slots, *by_score, strict=True):
-                result[slot] = values
+            for slot, *of_slot in zip(part.slots, *by_score, strict=True):
+                result[slot] = of_slot
         return result
 
     def held_out_losses(self, lanes: Mapping[int, Lane], state: State) -> dict[int, float]:
         """For each slot that stops early the loss it looks at."""
 
         def looked_at(part: _Part) -> list[float]:
-            measured = self._measured(state, part)
-            if measured is not None:
-                return measured.losses
             outputs = self._outputs(state, part)
             return stopping_losses(self.experiment, outputs, part.y, part.weights)
 
         lanes = {s: lane for s, lane in lanes.items() if lane.model.plan.held_out is not None}
-        result: dict[int, float] = {}
+        if not lanes:
+            return {}
         parts = self._parts(lanes, "held_out")
-        for part, values in zip(parts, self._each_of(looked_at, parts), strict=True):
-            result.update(zip(part.slots, values, strict=True))
-        return result
+        slots = [slot for part in parts for slot in part.slots]
+        measured = self._measured(state, parts)
+        if measured is not None:
+            return dict(zip(slots, measured.losses, strict=True))
+        losses = [loss for part in self._each_of(looked_at, parts) for loss in part]
+        return dict(zip(slots, losses, strict=True))
 
     def _each_of(self, function: Callable[[_Part], _T], parts: Sequence[_Part]) -> Iterable[_T]:
         """The function of each part, on a thread a core where that is worth it."""
@@ -168,29 +180,37 @@ class Evaluation:
             x, y, weights = self._gathered(fold, which, rows)
             at_once = max(1, self.rows_at_once // len(rows))
             if self.compiled is not None:
-                at_once = max(2, COMPILED_NUMBERS_AT_ONCE // (self._each * len(rows)))
-            for begin in range(0, len(slots), at_once):
-                part = slots[begin : begin + at_once]
-                parts.append(_Part(part, fold, rows, x, y, weights))
+                # So many parts that no thread waits long for the last of them.
+                fit = COMPILED_NUMBERS_AT_ONCE // (self._each * len(rows))
+                at_once = max(2, min(fit, len(lanes) // (PARTS_A_THREAD * self.threads)))
+            for part in np.array_split(slots, -(-len(slots) // at_once)):
+                parts.append(_Part(part.tolist(), fold, rows, x, y, weights))
         return parts
 
     def _room(self, lanes: int) -> Float[Tensor, "{lanes} n"]:
         """For what `measure` finds."""
         return torch.zeros(lanes, len(self.formulas) + 2, dtype=self.experiment.dtype)
 
-    def _measured(self, state: State, part: _Part) -> Measured | None:
-        """What `measure` finds; None where it was neither compiled nor traced for this part."""
+    def _measured(self, state: State, parts: Sequence[_Part]) -> Measured | None:
+        """What `measure` finds, of all lanes in the parts' order; None where it was neither
+        compiled nor traced for all of them.
+        """
         program: Callable[..., object] | None = self.compiled
         if program is None and self.traced is not None:
             program = self.traced.graph
-        if program is None or part.x is None or len(part.rows) < 2:
+        if program is None or any(part.x is None or len(part.rows) < 2 for part in parts):
             return None
-        # The compiled program takes two lanes or more.
-        index = torch.tensor(part.slots if len(part.slots) > 1 else part.slots * 2)
-        measured = self._room(len(index))
-        shared = [t for t in (part.x, part.y, part.weights) if t is not None]
-        program([*(t[index] for t in _tensors(state)), measured], shared)
-        return Measured.of(measured[: len(part.slots)])
+        of_lanes = _tensors(state)
+
+        def measured(part: _Part) -> Tensor:
+            # The compiled program takes two lanes or more.
+            index = torch.tensor(part.slots if len(part.slots) > 1 else part.slots * 2)
+            room = self._room(len(index))
+            shared = [t for t in (part.x, part.y, part.weights) if t is not None]
+            program([*(t.index_select(0, index) for t in of_lanes), room], shared)
+            return room[: len(part.slots)]
+
+        return Measured.of(torch.cat([*self._each_of(measured, parts)]))
 
     @torch.no_grad()
     def _outputs(self, state: State, part: _Part) -> Tensor:

@@ -75,7 +75,8 @@ class Program:
             more=self._scoring_source,
         )
         self.asked = experiment.all_scores
-        self.evaluation = Evaluation(experiment, start.module, table, self.stepper.pool)
+        stepper = self.stepper
+        self.evaluation = Evaluation(experiment, start.module, table, stepper.pool, stepper.threads)
         self.orders = BatchOrders(experiment, self.batch)
         self.state: State | None = None
         self.best: Tensors = {}
@@ -209,13 +210,10 @@ class Program:
         folds, places, start, per_epoch, per_batch, n_rows = given.unbind(0)
         ahead = torch.arange(steps, device=device).unsqueeze(1)
         within = start % per_epoch + ahead
-        begin = (within * self.batch).unsqueeze(2)
         rates = torch.from_numpy(self.seats.rates(steps))
         return Chunk(
             folds=folds,
-            rows=self.orders.rows[
-                places.view(1, -1, 1), begin + torch.arange(self.batch, device=device)
-            ],
+            rows=self.orders.batches[places, within],
             n_rows=torch.minimum(per_batch, n_rows - within * per_batch),
             step=start + ahead,
             learning_rate=rates.to(device, self.experiment.dtype),

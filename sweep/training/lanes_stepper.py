@@ -99,8 +99,8 @@ class Stepper:
         self.captures = compile_when != "never" and lanes_graph.can_capture(self.device)
         self._captured: CapturedStep | None = None
         self._not_captured: dict[str, str] = {}
-        self._threads = torch.get_num_threads() if self.device == CPU else 1
-        self.pool = ThreadPoolExecutor(self._threads, "lanes", torch.set_num_threads, (1,))
+        self.threads = torch.get_num_threads() if self.device == CPU else 1
+        self.pool = ThreadPoolExecutor(self.threads, "lanes", torch.set_num_threads, (1,))
         self._chunks = 0
         self._block: tuple[int, int] | None = None
         """(lanes of a block, lanes there were when that was measured)"""
@@ -162,7 +162,7 @@ class Stepper:
         # compiler, all would go at a quarter of their speed.
         is_one_taken = self.compilation is not None and self.compilation.is_at_work
         traced = self.traced()
-        with on_threads(max(1, self._threads - 1) if is_one_taken else None):
+        with on_threads(max(1, self.threads - 1) if is_one_taken else None):
             if traced is None:
                 for inputs in chunk.inputs():
                     state = self.step(state, inputs, self.table)
@@ -194,9 +194,9 @@ class Stepper:
         state = contiguous(state)
         whole = tensors(state)
         lanes = len(chunk.folds)
-        rounds = max(1, round(lanes / (self._threads * self._block_size(whole, chunk))))
+        rounds = max(1, round(lanes / (self.threads * self._block_size(whole, chunk))))
         # The compiled step takes two lanes or more.
-        n_blocks = max(1, min(rounds * self._threads, lanes // 2))
+        n_blocks = max(1, min(rounds * self.threads, lanes // 2))
         ends = [lanes * (i + 1) // n_blocks for i in range(n_blocks)]
 
         def train(begin: int, end: int) -> None:
@@ -232,7 +232,7 @@ class Stepper:
         best, least = lanes, math.inf
         for size in (*(b for b in BLOCKS if b < lanes), lanes):
             # All threads at once, as in training: they share what is beyond a core's own cache.
-            each = max(self.pool.map(seconds, [size] * self._threads))
+            each = max(self.pool.map(seconds, [size] * self.threads))
             if each < BETTER * least:
                 best, least = size, each
             elif each > least / BETTER**3:
@@ -253,7 +253,7 @@ class Stepper:
                 self.compilation.wait(STEP)
             else:
                 # Before it is known what a step takes: as much at least.
-                least = len(chunk.folds) * LEAST_SECONDS / self._threads
+                least = len(chunk.folds) * LEAST_SECONDS / self.threads
                 left = steps_left * (self.step_seconds or least)
                 if left >= TRACE_WORTH_SECONDS and not had:
                     self.compilation.trace()

@@ -350,7 +350,7 @@ def test_eager_steps_leave_a_core_to_the_compiler(home):
     program, _ = begun(experiment(BASE), PARAMS, SLOTS)
     stepper, counts = program.stepper, []
     step = stepper.step
-    stepper._threads = 3
+    stepper.threads = 3
     stepper.step = lambda *given: (counts.append(torch.get_num_threads()), step(*given))[1]
     before = torch.get_num_threads()
     program.advance()

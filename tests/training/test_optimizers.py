@@ -8,9 +8,10 @@ from torch.optim import lr_scheduler
 
 from sweep.problem.regularizers import L1
 from sweep.spec import load_spec
+from sweep.training import batches
 from sweep.training.batches import BatchOrders
 from sweep.training.clipping import Clips, clip, clip_in_place
-from sweep.training.member import Member, learning_rate_at, make_plan
+from sweep.training.member import Member, Plan, learning_rate_at, make_plan
 from sweep.training.optimizers import (
     Rule,
     make_torch_optimizer,
@@ -188,11 +189,30 @@ def test_an_epoch_visits_every_training_row_once_and_keeps_the_short_batch():
     other = orders.acquire(0, 1, plan)
     assert place == again != other
     n = len(plan.train)
-    assert sorted(orders.rows[place, :n].tolist()) == sorted(plan.train.tolist())
+    rows = orders.batches[place].flatten()
+    assert sorted(rows[:n].tolist()) == sorted(plan.train.tolist())
     assert plan.steps_per_epoch == -(-n // 16)
     short = n % 16
-    padding = orders.rows[place, n : n + 16 - short]
-    assert (padding == orders.rows[place, n - short]).all()
-    orders.release(place)
-    orders.release(other)
-    assert orders.acquire(0, 2, plan) == other
+    padding = rows[n : n + 16 - short]
+    assert (padding == rows[n - short]).all()
+
+
+def test_row_orders_are_kept_while_there_is_room(monkeypatch):
+    """The place longest out of use is given away first, one in use never."""
+    exp, plan = plan_of(setting_of())
+    drawn = []
+    monkeypatch.setattr(
+        Plan, "rows_of", lambda plan, *at: (drawn.append(at), plan.train[::-1])[1]
+    )
+    monkeypatch.setattr(batches, "KEPT_ROWS", 3 * plan.steps_per_epoch * 16)
+    orders = BatchOrders(exp, 16)
+    first, second, third = (orders.acquire(0, epoch, plan) for epoch in range(3))
+    orders.release(second)
+    orders.release(third)
+    assert orders.acquire(0, 2, plan) == third
+    assert len(drawn) == 3
+    orders.release(third)
+    assert orders.acquire(0, 3, plan) == second
+    assert orders.acquire(0, 2, plan) == third
+    assert orders.acquire(0, 4, plan) not in (first, second, third)
+    assert len(drawn) == 5

@@ -34,7 +34,7 @@ def test_a_batch_of_all_rows_has_them_as_they_come_in_every_epoch(batch_size):
     orders = BatchOrders(exp, batch=len(train) + 3)
     places = {orders.acquire(member.fold, epoch, plan) for epoch in range(4)}
     assert len(places) == 1
-    rows = orders.rows[places.pop()].tolist()
+    rows = orders.batches[places.pop()].flatten().tolist()
     assert rows == [*train, *train[[0, 0, 0]]]
     assert (plan.rows_of(5, member.fold, 2) == train).all()
 
