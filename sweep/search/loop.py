@@ -7,8 +7,6 @@ Parameters come from the mirror, trials from the store, scores from the schedule
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
@@ -21,6 +19,7 @@ from sweep.search.signals import StopRequest
 from sweep.search.space import distributions
 from sweep.search.status import Observer, Silent, Status
 from sweep.search.study import OpenStudy, open_study, record_run
+from sweep.search.trainer import News, Trainer
 from sweep.spec import Choices, IntRange, StudyFile, StudySpec
 from sweep.store.storage import Cursor, Finished, Store, Trial, new_worker
 from sweep.training.engines import make_engine
@@ -33,6 +32,8 @@ FLUSH_SECONDS = 0.5
 REPORT_SECONDS = 1.5
 HEARTBEAT_SECONDS = 4.0
 LISTEN_SECONDS = 1.0
+WAIT_SECONDS = 0.1
+"""The longest that nothing is done but waiting for training."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def run_study(
         made = make_engine(experiment, engine, observer.notice, memory)
         loop = Loop(store, study, experiment, trials or spec.trials, made, observer)
         try:
-            record_run(store, study, file, loop.engine.describe(), experiment.device.type)
+            record_run(store, study, file, made.describe(), experiment.device.type)
             with StopRequest() as stop:
                 loop.run(stop, timeout)
         finally:
@@ -133,11 +134,10 @@ class Loop:
             total = min(total, self.mirror.n_trials)
         self.total = total
         self.status = Status(study.name, total, experiment.score.direction, spec.score_name)
-        self.engine = engine
         self.waves = spec.pruner == "wilcoxon"
-        self.schedule = Schedule(self.engine, len(experiment.problem.folds), waves=self.waves)
+        self.schedule = Schedule(engine, len(experiment.problem.folds), waves=self.waves)
+        self.trainer = Trainer(self.schedule, engine)
         self.flying: dict[int, InFlight] = {}
-        self.decided: list[Callable[[], None]] = []
         self.unstored: list[tuple[Finished, FrozenTrial]] = []
         self.cursor: Cursor | None = None
         self.counted: set[int] = set()
@@ -147,52 +147,24 @@ class Loop:
         """Until every trial is finished, the time is up, or a stop is asked for.
 
         One thread trains; this one meanwhile stores what finished and chooses what comes next.
-        What it decides about trials reaches the schedule between two slices of training.
         """
         until = None if timeout is None else time.monotonic() + timeout
         self._listen()
         self.status.done_before = self.status.done
-        training: Future[list[Report | TrialFinished]] | None = None
-        with ThreadPoolExecutor(1, thread_name_prefix="training") as pool:
-            try:
+        try:
+            with self.trainer:
                 while not stop.requested and (until is None or time.monotonic() < until):
-                    news: list[Report | TrialFinished] = []
-                    if training is not None:
-                        wait([training], timeout=0.1)
-                        if training.done():
-                            news, training = training.result(), None
-                    if training is None:
-                        training = self._train(pool)
-                    for item in news:
-                        if isinstance(item, Report):
-                            self._on_report(item)
-                        else:
-                            self._on_finished(item)
                     self._fill()
                     if not self.flying and self._all_done():
                         break
-                    if training is None and not self.decided:
-                        # The rest is in other processes' hands: finished or lost, it will show.
-                        time.sleep(0.2)
                     self._housekeeping()
-            finally:
-                if training is not None:
-                    wait([training])
-                self._flush()
-                self.store.give_back([f.trial for f in self.flying.values()], self.worker)
-                self.flying.clear()
-                self._show()
-
-    def _train(self, pool: ThreadPoolExecutor) -> Future[list[Report | TrialFinished]] | None:
-        """Starts the next slice of training, with what was decided during the last one."""
-        decided, self.decided = self.decided, []
-        for act in decided:
-            act()
-        self.status.engine = self.engine.describe()
-        if not self.schedule.in_flight:
-            return None
-        self.engine.expect(max(0, self._to_come) * self.schedule.n_folds)
-        return pool.submit(self.schedule.advance)
+                    self._take_in(self.trainer.news(WAIT_SECONDS))
+            self._take_in(self.trainer.news(0.0))
+        finally:
+            self._flush()
+            self.store.give_back([f.trial for f in self.flying.values()], self.worker)
+            self.flying.clear()
+            self._show()
 
     @property
     def _to_come(self) -> int:
@@ -202,6 +174,10 @@ class Loop:
     # Starting trials.
 
     def _fill(self) -> None:
+        self._start_more()
+        self.trainer.to_come = self._to_come
+
+    def _start_more(self) -> None:
         room = min(self.spec.concurrency - len(self.flying), self._to_come)
         if room <= 0:
             return
@@ -245,9 +221,16 @@ class Loop:
         setting = self.spec.setting(trial.params)
         reports = self.schedule.n_folds if self.waves else setting.epochs
         self.flying[trial.number] = InFlight(trial, datetime.now(), reports)
-        self.decided.append(lambda: self.schedule.start(trial.number, setting))
+        self.trainer.do(lambda: self.schedule.start(trial.number, setting))
 
     # Ending trials.
+
+    def _take_in(self, news: News) -> None:
+        for item in news:
+            if isinstance(item, Report):
+                self._on_report(item)
+            else:
+                self._on_finished(item)
 
     def _on_report(self, report: Report) -> None:
         flying = self.flying.get(report.trial)
@@ -255,7 +238,7 @@ class Loop:
             return
         flying.values[report.step] = flying.reported[report.step] = report.value
         if self.mirror.report(report.trial, report.step, report.value):
-            self.decided.append(lambda: self.schedule.cancel(report.trial))
+            self.trainer.do(lambda: self.schedule.cancel(report.trial))
             self._end(report.trial, TrialResult(intermediate=flying.values, pruned=True))
 
     def _on_finished(self, finished: TrialFinished) -> None:
@@ -292,7 +275,7 @@ class Loop:
             for number, flying in list(self.flying.items()):
                 if flying.trial.trial_id not in held:
                     # Asleep past the lease: somebody else trains it now.
-                    self.decided.append(partial(self.schedule.cancel, number))
+                    self.trainer.do(partial(self.schedule.cancel, number))
                     self.mirror.withdraw(number)
                     del self.flying[number]
         if self._due("report", REPORT_SECONDS):
@@ -306,6 +289,7 @@ class Loop:
         self._show()
 
     def _show(self) -> None:
+        self.status.engine = self.trainer.words
         self.status.running = len(self.flying)
         self.status.under_way = sum(len(f.values) / f.reports for f in self.flying.values())
         self.observer.update(self.status)
