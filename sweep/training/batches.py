@@ -13,7 +13,6 @@ from sweep.problem.scaling import Scaling
 from sweep.training.experiment import Experiment
 from sweep.training.member import Plan
 
-
 KEPT_ROWS = 2**23
 """Row numbers in the orders that are kept although nobody is in their epoch."""
 

@@ -46,6 +46,8 @@ PARTS_A_THREAD = 4
 KEPT_ROWS = 2**24
 """Numbers of a fold's rows that are kept gathered between evaluations."""
 
+Scores = dict[int, list[float | ScoreUndefined]]
+"""For each slot its scores."""
 _T = TypeVar("_T")
 
 
@@ -89,17 +91,21 @@ class Evaluation:
 
     def scores(
         self, lanes: Mapping[int, Lane], state: State, which: str, scores: Sequence[Score]
-    ) -> dict[int, list[float | ScoreUndefined]]:
+    ) -> Scores:
         """For each slot the scores on its fold's `test` or `train` rows."""
+        return self.begin(lanes, state, which, scores)()
 
+    def begin(
+        self, lanes: Mapping[int, Lane], state: State, which: str, scores: Sequence[Score]
+    ) -> Callable[[], Scores]:
+        """Begins to compute `scores`, on other threads where they are worth it. Whoever calls what
+        is returned waits for them; until then the state must stay what it is.
+        """
         parts = self._parts(lanes, which)
         slots = [slot for part in parts for slot in part.slots]
         known = [score.name for score in self.formulas]
         places = [known.index(score.name) for score in scores if score.name in known]
-        measured = self._measured(state, parts) if len(places) == len(scores) else None
-        if measured is not None and not any(measured.undefined[i] for i in places):
-            by_score = [measured.scores[i] for i in places]
-            return {slot: [*of_slot] for slot, *of_slot in zip(slots, *by_score, strict=True)}
+        running = self._measuring(state, parts) if len(places) == len(scores) else None
 
         def judged(part: _Part) -> list[list[float | ScoreUndefined]]:
             outputs = self._outputs(state, part)
@@ -110,11 +116,18 @@ class Evaluation:
                 for score in scores
             ]
 
-        result: dict[int, list[float | ScoreUndefined]] = {}
-        for part, by_score in zip(parts, self._each_of(judged, parts), strict=True):
-            for slot, *of_slot in zip(part.slots, *by_score, strict=True):
-                result[slot] = of_slot
-        return result
+        def found() -> Scores:
+            measured = Measured.of(running)
+            if measured is not None and not any(measured.undefined[i] for i in places):
+                by_score = [measured.scores[i] for i in places]
+                return {slot: [*of_slot] for slot, *of_slot in zip(slots, *by_score, strict=True)}
+            result: Scores = {}
+            for part, by_part in zip(parts, self._each_of(judged, parts), strict=True):
+                for slot, *of_slot in zip(part.slots, *by_part, strict=True):
+                    result[slot] = of_slot
+            return result
+
+        return found
 
     def held_out_losses(self, lanes: Mapping[int, Lane], state: State) -> dict[int, float]:
         """For each slot that stops early the loss it looks at."""
@@ -124,11 +137,9 @@ class Evaluation:
             return stopping_losses(self.experiment, outputs, part.y, part.weights)
 
         lanes = {s: lane for s, lane in lanes.items() if lane.model.plan.held_out is not None}
-        if not lanes:
-            return {}
         parts = self._parts(lanes, "held_out")
         slots = [slot for part in parts for slot in part.slots]
-        measured = self._measured(state, parts)
+        measured = Measured.of(self._measuring(state, parts))
         if measured is not None:
             return dict(zip(slots, measured.losses, strict=True))
         losses = [loss for part in self._each_of(looked_at, parts) for loss in part]
@@ -191,9 +202,9 @@ class Evaluation:
         """For what `measure` finds."""
         return torch.zeros(lanes, len(self.formulas) + 2, dtype=self.experiment.dtype)
 
-    def _measured(self, state: State, parts: Sequence[_Part]) -> Measured | None:
-        """What `measure` finds, of all lanes in the parts' order; None where it was neither
-        compiled nor traced for all of them.
+    def _measuring(self, state: State, parts: Sequence[_Part]) -> Iterable[Tensor] | None:
+        """Begins to `measure` the lanes of each part; None where that was neither compiled nor
+        traced for all of them.
         """
         program: Callable[..., object] | None = self.compiled
         if program is None and self.traced is not None:
@@ -210,7 +221,7 @@ class Evaluation:
             program([*(t.index_select(0, index) for t in of_lanes), room], shared)
             return room[: len(part.slots)]
 
-        return Measured.of(torch.cat([*self._each_of(measured, parts)]))
+        return self._each_of(measured, parts)
 
     @torch.no_grad()
     def _outputs(self, state: State, part: _Part) -> Tensor:

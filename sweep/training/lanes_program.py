@@ -9,10 +9,9 @@ and since no operation mixes lanes, garbage (NaN included) stays in its lane.
 
 from __future__ import annotations
 
-import math
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -22,20 +21,19 @@ from torch.utils._pytree import tree_map, tree_map_only
 
 from sweep.training.batches import BatchOrders, FoldTable
 from sweep.training.diagnosis import diagnose
-from sweep.training.divergence import CODES, Reason, Watch
+from sweep.training.divergence import Watch
 from sweep.training.experiment import Experiment
 from sweep.training.lanes_begin import Beginning
 from sweep.training.lanes_brief import brief
+from sweep.training.lanes_epochs import EpochEnds
 from sweep.training.lanes_evaluate import Evaluation
 from sweep.training.lanes_member import Lane, LaneModel
-from sweep.training.lanes_scoring import make_outcome
 from sweep.training.lanes_seats import NEVER, Seats
-from sweep.training.lanes_step import LaneStep, State, Tensors
+from sweep.training.lanes_step import LaneStep, State
 from sweep.training.lanes_stepper import Chunk, Stepper
 from sweep.training.lanes_trace import Traced
-from sweep.training.member import Done, Epoch, Event, Outcome
-from sweep.training.reference import error_failure
-from sweep.training.scoring import ScoreUndefined
+from sweep.training.member import Done, Event, Outcome
+from sweep.training.threads import on_threads
 
 SLICE_SECONDS = 0.2
 """`advance` returns at least this often, so that its caller stays responsive."""
@@ -59,7 +57,7 @@ class Program:
         self.seats = Seats()
         self.limits: dict[tuple[int, int], int] = {}
         start = model.start
-        self.penalized, self.names = start.penalized, list(start.parameters)
+        self.names = list(start.parameters)
         step = LaneStep(experiment, start.module, start.penalized, setting)
         self.beginning = Beginning(experiment, model, step)
         rows = max(len(fold.train) for fold in experiment.problem.folds)
@@ -74,19 +72,20 @@ class Program:
             brief=lambda: brief(experiment, model, self.batch),
             more=self._scoring_source,
         )
-        self.asked = experiment.all_scores
         stepper = self.stepper
         self.evaluation = Evaluation(experiment, start.module, table, stepper.pool, stepper.threads)
         self.orders = BatchOrders(experiment, self.batch)
+        self.ends = EpochEnds(
+            experiment, self.evaluation, self.seats, self.orders, start.penalized, self._free
+        )
         self.state: State | None = None
-        self.best: Tensors = {}
         self.to_come = 0.0
         self.trained = 0
         """Updates of members so far."""
 
     @property
     def pending(self) -> int:
-        return len(self.waiting) + len(self.seats.taken)
+        return len(self.waiting) + len(self.seats.taken) + self.ends.unseated
 
     def models(self) -> list[LaneModel]:
         seated = [lane.model for lane in self.seats.lanes if lane is not None]
@@ -106,20 +105,25 @@ class Program:
         if slot is not None:
             self._free(slot)
         self.waiting = deque(m for m in self.waiting if m.member.name != name)
+        self.ends.forget(name)
         self.limits.pop(name, None)
 
     def advance(self) -> list[Event]:
         """Trains until something happens, or for `SLICE_SECONDS`."""
         until = time.monotonic() + SLICE_SECONDS
         events: list[Event] = []
-        while not events:
-            self._fill()
-            if not len(self.seats.taken):
-                break
-            self._train_chunk()
-            events = self._look()
-            if time.monotonic() > until:
-                break
+        # What is compiled keeps every core busy: what is done beside it has none to share with.
+        with on_threads(1 if self.stepper.is_compiled else None):
+            while self.pending and not events:
+                events = self._stopped()
+                self._fill()
+                if len(self.seats.taken):
+                    events += self._train_chunk()
+                    events += self._look()
+                else:
+                    events += self.ends.settle()
+                if time.monotonic() > until:
+                    break
         return events
 
     # Slots.
@@ -148,7 +152,7 @@ class Program:
             return
         kept = self._index([*used, *[0] * (size - len(used))])
         self.state = tree_map_only(Tensor, lambda t: t[kept], self.state)
-        self.best = {name: t[kept] for name, t in self.best.items()}
+        self.ends.resize(kept)
 
     def _load(self, new: Sequence[tuple[int, LaneModel]]) -> None:
         """Puts fresh members into slots, all of them with one copy a tensor."""
@@ -179,17 +183,24 @@ class Program:
 
     # Training.
 
-    def _train_chunk(self) -> None:
-        """Steps every lane until the first of them ends an epoch or meets its limit."""
-        steps = self.seats.steps_to_come(self.stepper.steps_at_once)
-        if steps <= 0:
-            return
+    def _train_chunk(self) -> list[Event]:
+        """Steps every lane until the first of them ends an epoch or meets its limit. Meanwhile it
+        finds out what came of the lanes that ended an epoch before.
+        """
+        events: list[Event] = []
+
+        def settle() -> None:
+            events.extend(self.ends.settle())
+
         assert self.state is not None
-        self.state = self.stepper.run(self.state, self._chunk(steps), self._steps_left())
+        steps = self.seats.steps_to_come(self.stepper.steps_at_once)
+        chunk, left = self._chunk(steps), self._steps_left()
+        self.state = self.stepper.run(self.state, chunk, left, meanwhile=settle)
         self.evaluation.compiled = self.stepper.compiled(SCORING)
         self.evaluation.traced = self.stepper.traced(SCORING)
         self.seats.advance(steps)
         self.trained += steps * len(self.seats.taken)
+        return events
 
     def _scoring_source(self, state: State) -> dict[str, Callable[[], Traced]]:
         source = self.evaluation.source(state)
@@ -227,97 +238,24 @@ class Program:
         events: list[Event] = []
         codes = self.state.watch.code.cpu().numpy()
         for slot in self.seats.taken[codes[self.seats.taken] != 0].tolist():
-            member = self.seats.lane(slot).model.member
-            events.append(Done(member, self._diagnosis(slot)))
+            model = self.seats.lane(slot).model
+            watch: Watch = tree_map(lambda t, slot=slot: t[slot].cpu(), self.state.watch)
+            failure = diagnose(watch, self.names, model.member, model.plan)
+            events.append(Done(model.member, Outcome(failure=failure)))
             self._free(slot)
         ended = self.seats.at_epochs_end().tolist()
         if ended:
-            events += self._end_epoch(ended)
+            self.ends.begin(self.state, ended)
+            if not self.ends.are_apart:
+                events += self.ends.settle()
+        return events + self._stopped()
+
+    def _stopped(self) -> list[Event]:
+        """Members that have come to their limit; what is known of their last epoch comes first."""
+        if not len(self.seats.at_limit()):
+            return []
+        events = self.ends.settle()
         for slot in self.seats.at_limit().tolist():
             events.append(Done(self.seats.lane(slot).model.member, Outcome(stopped=True)))
-            self._free(slot)
-        return events
-
-    def _diagnosis(self, slot: int, reason: Reason | None = None) -> Outcome:
-        assert self.state is not None
-        watch: Watch = tree_map(lambda t: t[slot].cpu(), self.state.watch)
-        if reason is not None:
-            watch = watch._replace(code=torch.tensor(CODES.index(reason) + 1))
-        model = self.seats.lane(slot).model
-        return Outcome(failure=diagnose(watch, self.names, model.member, model.plan))
-
-    def _end_epoch(self, slots: Sequence[int]) -> list[Event]:
-        lanes = {slot: self.seats.lane(slot) for slot in slots}
-        table = self.seats.table[slots]
-        epochs = (table["step"] // table["per_epoch"] - 1).tolist()
-        is_last = (table["step"] == table["steps"]).tolist()
-        events: list[Event] = []
-        assert self.state is not None
-        asked = self.asked if any(is_last) else self.asked[:1]
-        scores = self.evaluation.scores(lanes, self.state, "test", asked)
-        held = self.evaluation.held_out_losses(lanes, self.state)
-        finished: dict[int, Lane] = {}
-        for (slot, lane), epoch, stop in zip(lanes.items(), epochs, is_last, strict=True):
-            member, plan, score = lane.model.member, lane.model.plan, scores[slot][0]
-            if isinstance(score, ScoreUndefined) or not math.isfinite(score):
-                if isinstance(score, ScoreUndefined):
-                    step = int(self.seats.table["step"][slot])
-                    outcome = Outcome(failure=error_failure(score, member, epoch, step))
-                else:
-                    outcome = self._diagnosis(slot, Reason.NONFINITE_SCORE)
-                events.append(Done(member, outcome))
-                self._free(slot)
-                continue
-            events.append(Epoch(member, epoch, score))
-            rule = member.setting.early_stopping
-            if rule is not None:
-                if lane.best_epoch < 0 or held[slot] < lane.best - rule.min_delta:
-                    lane.best, lane.best_epoch = held[slot], epoch
-                    self._keep_best(slot)
-                stop = stop or epoch - lane.best_epoch >= rule.patience
-            if stop:
-                finished[slot] = lane
-            else:
-                order = self.seats.table["order"]
-                before, order[slot] = order[slot], self.orders.acquire(member.fold, epoch + 1, plan)
-                self.orders.release(int(before))
-        if finished:
-            events += self._finish(finished, scores)
-        return events
-
-    def _keep_best(self, slot: int) -> None:
-        assert self.state is not None
-        tensors = {**self.state.parameters, **self.state.buffers}
-        for name, t in tensors.items():
-            if name not in self.best:
-                self.best[name] = torch.zeros_like(t)
-            self.best[name][slot] = t[slot]
-
-    def _finish(
-        self, lanes: dict[int, Lane], known: Mapping[int, list[float | ScoreUndefined]]
-    ) -> list[Event]:
-        """Final scores of members that trained to their end, with the best epoch's weights.
-
-        `known`: their scores after the last epoch, all of them unless it may not be the best.
-        """
-        assert self.state is not None
-        slots = self._index(list(lanes))
-        if self.best:
-            for name, t in {**self.state.parameters, **self.state.buffers}.items():
-                t[slots] = self.best[name][slots]
-        test = known
-        if self.best:
-            test = self.evaluation.scores(lanes, self.state, "test", self.asked)
-        train = self.evaluation.scores(lanes, self.state, "train", self.asked[:1])
-        nonzero = torch.zeros_like(slots)
-        for name in self.penalized:
-            weights = self.state.parameters[name][slots].flatten(1)
-            nonzero += torch.count_nonzero(weights, dim=1)
-        events: list[Event] = []
-        for (slot, lane), n in zip(lanes.items(), nonzero.tolist(), strict=True):
-            member, step = lane.model.member, int(self.seats.table["step"][slot])
-            at = (step // lane.model.plan.steps_per_epoch - 1, step)
-            outcome = make_outcome(member, at, self.asked, test[slot], train[slot][0], n)
-            events.append(Done(member, outcome))
             self._free(slot)
         return events

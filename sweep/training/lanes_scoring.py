@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -37,7 +37,11 @@ class Measured(NamedTuple):
     """Whether the score of some lane does not exist although its outputs are finite."""
 
     @classmethod
-    def of(cls, measured: Float[Tensor, "k n"]) -> Measured:
+    def of(cls, parts: Iterable[Float[Tensor, "k n"]] | None) -> Measured | None:
+        """Of all lanes, one part after the other, as soon as the last one is there."""
+        if parts is None or not (each := list(parts)):
+            return None
+        measured = torch.cat(each)
         found, losses, finite = measured[:, :-2].T, measured[:, -2], measured[:, -1] > 0
         scores = torch.where(finite, found, torch.nan)
         undefined = (torch.isnan(scores) & finite).any(1)

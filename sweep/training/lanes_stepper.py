@@ -136,14 +136,23 @@ class Stepper:
             return FIRST_STEPS
         return max(1, min(MOST_STEPS, round(CHUNK_SECONDS / self.step_seconds)))
 
-    def run(self, state: State, chunk: Chunk, steps_left: float) -> State:
-        """The state after the chunk's steps. `steps_left` are to come, this chunk included."""
+    def run(
+        self,
+        state: State,
+        chunk: Chunk,
+        steps_left: float,
+        meanwhile: Callable[[], None] = lambda: None,
+    ) -> State:
+        """The state after the chunk's steps. `steps_left` are to come, this chunk included.
+        `meanwhile` is called once: while other threads step, if they do.
+        """
         self._consider_compiling(state, chunk, steps_left)
         was_compiled, began = self.is_compiled, time.perf_counter()
-        if self.captures:
-            state = self._run_captured(state, chunk)
+        if was_compiled:
+            state = self._run_compiled(state, chunk, meanwhile)
         else:
-            state = self._run_compiled(state, chunk) if was_compiled else self._run(state, chunk)
+            meanwhile()
+            state = (self._run_captured if self.captures else self._run)(state, chunk)
         if self.device.type == "cuda":
             # Else the time taken would be that of asking for it.
             torch.cuda.synchronize(self.device)
@@ -188,7 +197,7 @@ class Stepper:
             self._captured(inputs)
         return state
 
-    def _run_compiled(self, state: State, chunk: Chunk) -> State:
+    def _run_compiled(self, state: State, chunk: Chunk, meanwhile: Callable[[], None]) -> State:
         compiled = self.compiled()
         assert compiled is not None
         state = contiguous(state)
@@ -203,8 +212,12 @@ class Stepper:
             part = [t[begin:end] for t in whole]
             compiled.steps(part, chunk.stacked(begin, end), self._shared)
 
-        for _ in self.pool.map(train, [0, *ends[:-1]], ends):
-            pass
+        stepping = self.pool.map(train, [0, *ends[:-1]], ends)
+        try:
+            meanwhile()
+        finally:
+            for _ in stepping:
+                pass
         return state
 
     def _block_size(self, state: list[Tensor], chunk: Chunk) -> int:

@@ -220,7 +220,7 @@ def _lanes(one: _Timed, times: float) -> Pace:
         return Pace(how, None)
     test, folds = one.test, one.program.experiment.problem.folds
     # A member that may stop early is scored again, with its best epoch's weights.
-    again = bool(one.program.best)
+    again = bool(one.program.ends.best)
     last = test * (again + len(folds[0].train) / len(folds[0].test))
     spent = one.scored * test + one.ended * last
     # Where scoring was quicker than it is by itself, some time is left for the steps.

@@ -225,7 +225,7 @@ def test_compiled_scores_are_the_eager_ones(case, monkeypatch):
                 [
                     program.evaluation.scores(seats, program.state, which, asked)
                     for which in ("test", "train")
-                    for asked in (program.asked, program.asked[:1], program.asked[1:])
+                    for asked in (program.ends.asked, program.ends.asked[:1], program.ends.asked[1:])
                 ]
                 + [program.evaluation.held_out_losses(seats, program.state)]
             )
@@ -237,7 +237,7 @@ def test_compiled_scores_are_the_eager_ones(case, monkeypatch):
     # Of those that have a formula nothing is asked of the model again.
     monkeypatch.setattr(program.evaluation, "_outputs", None)
     program.seats.resize([0], 1)
-    program.evaluation.scores({0: program.seats.lane(0)}, program.state, "test", program.asked)
+    program.evaluation.scores({0: program.seats.lane(0)}, program.state, "test", program.ends.asked)
     program.evaluation.traced, program.evaluation.compiled = None, None
     program.stepper.compilation = made
     program.advance()

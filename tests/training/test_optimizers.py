@@ -201,9 +201,7 @@ def test_row_orders_are_kept_while_there_is_room(monkeypatch):
     """The place longest out of use is given away first, one in use never."""
     exp, plan = plan_of(setting_of())
     drawn = []
-    monkeypatch.setattr(
-        Plan, "rows_of", lambda plan, *at: (drawn.append(at), plan.train[::-1])[1]
-    )
+    monkeypatch.setattr(Plan, "rows_of", lambda plan, *at: (drawn.append(at), plan.train[::-1])[1])
     monkeypatch.setattr(batches, "KEPT_ROWS", 3 * plan.steps_per_epoch * 16)
     orders = BatchOrders(exp, 16)
     first, second, third = (orders.acquire(0, epoch, plan) for epoch in range(3))
