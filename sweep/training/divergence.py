@@ -121,8 +121,12 @@ def gradient_size(
     """
     peaks = torch.stack([g.abs().amax() for g in gradient.values()])
     peak = peaks.amax()
-    scale = torch.where((peak > 0) & torch.isfinite(peak), peak, torch.ones_like(peak))
-    total = torch.stack([(g / scale).square().sum() for g in gradient.values()]).sum()
+    # Below, its reciprocal would overflow, and the squares may as well be zero.
+    usual = (peak >= torch.finfo(peak.dtype).tiny) & torch.isfinite(peak)
+    scale = torch.where(usual, peak, torch.ones_like(peak))
+    # A division costs a processor as much as the rest of this.
+    once = scale.reciprocal()
+    total = torch.stack([(g * once).square().sum() for g in gradient.values()]).sum()
     return scale * total.sqrt(), peaks
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,23 @@ from torch import Tensor
 from sweep.training.lanes_operators import handles_of
 
 Pointer, Count = ctypes.c_void_p, ctypes.c_int64
+
+
+class Turns:
+    """Which lanes, in so many blocks, and which of a block's steps, in so many parts, were taken by
+    one of the threads that share them."""
+
+    def __init__(self, n_blocks: int, n_parts: int) -> None:
+        self.n_blocks, self.n_parts = n_blocks, n_parts
+        self.counts = (ctypes.c_int64 * (1 + n_blocks))()
+        self._lock = threading.Lock()
+
+    def next_block(self) -> int | None:
+        """A block with all of its steps; None when there is none left."""
+        with self._lock:
+            block = self.counts[0]
+            self.counts[0] = block + 1
+        return block if block < self.n_blocks else None
 
 
 class CompiledProgram:
@@ -50,24 +68,34 @@ class CompiledProgram:
             raise OSError(f"{library} cannot be used")
 
     def steps(
-        self, state: Sequence[Tensor], inputs: Sequence[Tensor], shared: Sequence[Tensor]
+        self,
+        state: Sequence[Tensor],
+        inputs: Sequence[Tensor],
+        shared: Sequence[Tensor],
+        turns: Turns | None = None,
     ) -> None:
         """Runs once for each of the `inputs`' parts along their first axis, one after the other.
+        Threads that call it with the same `turns` share the lanes.
 
         Without a return to Python: threads that compute would wait there for each other, and for
         whatever else it does.
         """
-        n_steps = len(inputs[0])
+        n_steps, lanes = len(inputs[0]), len(state[0])
+        turns = turns or Turns(1, 1)
         if self._run_steps is None:
-            for step in range(n_steps):
-                self([*state, *(t[step] for t in inputs)], shared)
+            while (block := turns.next_block()) is not None:
+                begin, end = (lanes * at // turns.n_blocks for at in (block, block + 1))
+                for step in range(n_steps):
+                    given = [*(t[begin:end] for t in state), *(t[step, begin:end] for t in inputs)]
+                    self(given, shared)
             return
         given = [*state, *inputs, *shared]
         handles = handles_of(given)
         stepwise = (ctypes.c_bool * len(given))()
         stepwise[len(state) : len(state) + len(inputs)] = [True] * len(inputs)
+        counts = len(given), len(state), turns.counts, turns.n_blocks, min(turns.n_parts, n_steps)
         run = ctypes.cast(self._run, Pointer)
-        failed = self._run_steps(run, self._container, n_steps, handles, stepwise, len(given))
+        failed = self._run_steps(run, self._container, n_steps, lanes, handles, stepwise, *counts)
         for handle in handles:
             self._delete(handle)
         if failed:
@@ -85,12 +113,14 @@ class CompiledProgram:
 
 
 def load_native(library: Path) -> ctypes.CDLL:
-    """The library of lanes_native.cpp, where compiled programs find what they lack.
+    """The library of NATIVE_SOURCES, where compiled programs find what they lack.
 
     Raises OSError or AttributeError where the file is no such library.
     """
     native = _loaded(library, ctypes.RTLD_GLOBAL)
-    native.sweep_run_steps.argtypes = [Pointer, Pointer, Count, Pointer, Pointer, Count]
+    native.sweep_run_steps.argtypes = [
+        *(Pointer, Pointer, Count, Count, Pointer, Pointer, Count, Count, Pointer, Count, Count)
+    ]
     return native
 
 

@@ -1,5 +1,4 @@
-// What the compiled programs of lanes need beside PyTorch, through its C interface: products of
-// many small matrices, and many steps in one call. Each computes on the calling thread.
+// Products of many small matrices, for compiled programs of lanes; on the calling thread.
 //
 // A product of small matrices is over before a general library has looked at it: here a matrix is
 // taken in tiles of as many rows and columns as the processor's registers hold (Goto and van de
@@ -14,12 +13,13 @@
 #include <cstring>
 #include <type_traits>
 #include <utility>
-#include <vector>
 
 namespace {
 
 // Of a matrix so many columns (A) and rows (A, C) are taken at once: what is packed stays in cache.
 constexpr int64_t DEPTH = 256, HEIGHT = 240;
+// What lies within so many bytes is in cache as it is, and is not packed.
+constexpr int64_t NEAR = 32 << 10;
 
 template <class T>
 constexpr int64_t WIDTH = 2 * LANES<T>;
@@ -35,11 +35,12 @@ inline __attribute__((always_inline)) typename Vector<T>::type interleave(
 #endif
 }
 
-// A tile of C: R rows of A times a packed panel; `add`: on top of what is there.
-template <class T, int R, int C, bool add>
+// A tile of C: R rows of A times a panel of B, whose rows are `next` apart; `add`: on top of what
+// is there.
+template <class T, int R, int C, bool packed>
 inline __attribute__((always_inline)) void tile(const T* a, int64_t row, int64_t column,
-                                                const T* panel, int64_t depth, T* c, int64_t stride,
-                                                int64_t width) {
+                                                const T* panel, int64_t next, int64_t depth, T* c,
+                                                int64_t stride, int64_t width, bool add) {
   using V = typename Vector<T>::type;
   constexpr int64_t L = LANES<T>;
   V sum[R][C];
@@ -47,10 +48,11 @@ inline __attribute__((always_inline)) void tile(const T* a, int64_t row, int64_t
   for (int r = 0; r < R; r++)
 #pragma GCC unroll 2
     for (int j = 0; j < C; j++) sum[r][j] = V{};
+  if (packed) next = WIDTH<T>;  // The compiler makes use of knowing it.
   for (int64_t k = 0; k < depth; k++) {
     V b[C];
 #pragma GCC unroll 2
-    for (int j = 0; j < C; j++) b[j] = *(const V*)(panel + k * WIDTH<T> + j * L);
+    for (int j = 0; j < C; j++) b[j] = *(const V*)(panel + k * next + j * L);
 #pragma GCC unroll 16
     for (int r = 0; r < R; r++) {
       V x = a[r * row + k * column] - V{};
@@ -79,13 +81,13 @@ inline __attribute__((always_inline)) void tile(const T* a, int64_t row, int64_t
   }
 }
 
-template <class T, int C, bool add, int R = ROWS>
-inline void tiles(int rows, const T* a, int64_t row, int64_t column, const T* panel, int64_t depth,
-                  T* c, int64_t stride, int64_t width) {
+template <class T, int C, bool packed, int R = ROWS>
+inline void tiles(int rows, const T* a, int64_t row, int64_t column, const T* panel, int64_t next,
+                  int64_t depth, T* c, int64_t stride, int64_t width, bool add) {
   if (rows == R)
-    tile<T, R, C, add>(a, row, column, panel, depth, c, stride, width);
+    tile<T, R, C, packed>(a, row, column, panel, next, depth, c, stride, width, add);
   else if constexpr (R > 1)
-    tiles<T, C, add, R - 1>(rows, a, row, column, panel, depth, c, stride, width);
+    tiles<T, C, packed, R - 1>(rows, a, row, column, panel, next, depth, c, stride, width, add);
 }
 
 // A square block of as many rows as a vector has numbers, turned round: interleaving the upper half
@@ -142,27 +144,37 @@ void pack_rows(const T* a, int64_t row, int64_t column, int64_t depth, int64_t c
     for (int64_t r = 0; r < count; r++) rows[k * ROWS + r] = a[r * row + k * column];
 }
 
-template <class T, bool add>
+template <class T>
 void block(const T* a, int64_t row, int64_t column, const T* b, int64_t b_row, int64_t b_column,
-           T* c, int64_t m, int64_t n, int64_t depth, T* panel, T* rows) {
-  constexpr int64_t W = WIDTH<T>;
-  const bool gather = column != 1;
+           T* c, int64_t m, int64_t n, int64_t depth, T* panel, T* rows, bool add) {
+  constexpr int64_t W = WIDTH<T>, L = LANES<T>;
+  const bool is_near = row == 1 && depth * column * (int64_t)sizeof(T) <= NEAR;
+  const bool gather = column != 1 && !is_near;
   if (gather)
     for (int64_t top = 0; top < m; top += ROWS)
       pack_rows(a + top * row, row, column, depth, std::min<int64_t>(ROWS, m - top),
                 rows + top * depth);
   for (int64_t left = 0; left < n; left += W) {
     const int64_t width = std::min(W, n - left);
-    pack_panel(b + left * b_column, b_row, b_column, depth, width, panel);
+    const T* y = b + left * b_column;
+    const bool pack = b_column != 1 || width % L || depth * b_row * (int64_t)sizeof(T) > NEAR;
+    if (pack) {
+      pack_panel(y, b_row, b_column, depth, width, panel);
+      y = panel;
+    }
     for (int64_t top = 0; top < m; top += ROWS) {
       const int count = std::min<int64_t>(ROWS, m - top);
       const T* x = gather ? rows + top * depth : a + top * row;
-      const int64_t x_row = gather ? 1 : row, x_column = gather ? ROWS : 1;
+      const int64_t x_row = gather ? 1 : row, x_column = gather ? ROWS : column;
       T* to = c + top * n + left;
-      if (width > LANES<T>)
-        tiles<T, 2, add>(count, x, x_row, x_column, panel, depth, to, n, width);
+      if (pack && width > L)
+        tiles<T, 2, true>(count, x, x_row, x_column, y, W, depth, to, n, width, add);
+      else if (pack)
+        tiles<T, 1, true>(count, x, x_row, x_column, y, W, depth, to, n, width, add);
+      else if (width > L)
+        tiles<T, 2, false>(count, x, x_row, x_column, y, b_row, depth, to, n, width, add);
       else
-        tiles<T, 1, add>(count, x, x_row, x_column, panel, depth, to, n, width);
+        tiles<T, 1, false>(count, x, x_row, x_column, y, b_row, depth, to, n, width, add);
     }
   }
 }
@@ -174,11 +186,10 @@ void multiply(const T* a, const int64_t* as, const T* b, const int64_t* bs, T* c
     const int64_t height = std::min(HEIGHT, m - top);
     const T* x = a + top * as[1];
     T* to = c + top * n;
-    block<T, false>(x, as[1], as[2], b, bs[1], bs[2], to, height, n, std::min(DEPTH, k), panel,
-                    rows);
+    block(x, as[1], as[2], b, bs[1], bs[2], to, height, n, std::min(DEPTH, k), panel, rows, false);
     for (int64_t from = DEPTH; from < k; from += DEPTH)
-      block<T, true>(x + from * as[2], as[1], as[2], b + from * bs[1], bs[1], bs[2], to, height, n,
-                     std::min(DEPTH, k - from), panel, rows);
+      block(x + from * as[2], as[1], as[2], b + from * bs[1], bs[1], bs[2], to, height, n,
+            std::min(DEPTH, k - from), panel, rows, true);
   }
 }
 
@@ -187,7 +198,8 @@ void multiply_all(const T* a, const int64_t* as, const T* b, const int64_t* bs, 
                   int64_t m, int64_t n, int64_t k) {
   alignas(64) thread_local static T own_panel[DEPTH * WIDTH<T>];
   alignas(64) thread_local static T own_rows[DEPTH * HEIGHT];
-  T *panel = own_panel, *rows = own_rows;  // Looked up once.
+  T* volatile found[] = {own_panel, own_rows};  // Else they are looked up again and again.
+  T *panel = found[0], *rows = found[1];
   for (int64_t lane = 0; lane < lanes; lane++)
     multiply(a + lane * as[0], as, b + lane * bs[0], bs, c + lane * m * n, m, n, k, panel, rows);
 }
@@ -217,39 +229,6 @@ AOTI_TORCH_EXPORT AOTITorchError aoti_torch_cpu_lanes_matmul(AtenTensorHandle le
                  lanes, m, n, k);
   else
     return aoti_torch_cpu_bmm_out(*product, left, right);
-  return AOTI_TORCH_SUCCESS;
-}
-
-// AOTInductorModelContainerRun of a compiled program.
-typedef AOTITorchError (*Run)(void* container, AtenTensorHandle* inputs, size_t n_inputs,
-                              AtenTensorHandle* outputs, size_t n_outputs, void* stream,
-                              void* executor);
-
-// Runs a program so many times. It is given each tensor whole, or if it is stepwise that step's
-// part along the first axis. What it returns, one tensor, is dropped.
-AOTI_TORCH_EXPORT AOTITorchError sweep_run_steps(Run run, void* container, int64_t steps,
-                                                 const AtenTensorHandle* given,
-                                                 const bool* is_stepwise, int64_t n_given) {
-  std::vector<AtenTensorHandle> inputs(n_given);
-  for (int64_t step = 0; step < steps; step++) {
-    // The program takes over the handles that it is given.
-    for (int64_t i = 0; i < n_given; i++) {
-      if (!is_stepwise[i]) {
-        if (aoti_torch_new_tensor_handle(given[i], &inputs[i])) return AOTI_TORCH_FAILURE;
-        continue;
-      }
-      int64_t dim, *sizes, *strides;
-      if (aoti_torch_get_dim(given[i], &dim) || aoti_torch_get_sizes(given[i], &sizes) ||
-          aoti_torch_get_strides(given[i], &strides) ||
-          aoti_torch__reinterpret_tensor(given[i], dim - 1, sizes + 1, strides + 1,
-                                         step * strides[0], &inputs[i]))
-        return AOTI_TORCH_FAILURE;
-    }
-    AtenTensorHandle returned;
-    if (run(container, inputs.data(), n_given, &returned, 1, nullptr, nullptr))
-      return AOTI_TORCH_FAILURE;
-    aoti_torch_delete_tensor_object(returned);
-  }
   return AOTI_TORCH_SUCCESS;
 }
 

@@ -4,9 +4,9 @@ as a captured graph.
 Eager steps go through torch.func until the step has been traced, and then operation by operation
 of what was traced, with the same results.
 
-A compiled step takes the lanes in blocks. A thread takes a block through all steps of a chunk by
-itself: no step waits for another block's, which would stall all when one core is busy elsewhere,
-and a block's weights stay in that core's cache. How many lanes a block has is measured.
+A compiled step takes the lanes in blocks. A thread takes a block through several steps by itself:
+no step waits for another block's, which would stall all when one core is busy elsewhere, and a
+block's weights stay in that core's cache. How many lanes a block has is measured.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from sweep.training.batches import FoldTable
 from sweep.training.device import CPU
 from sweep.training.lanes_compile import TRACE_WORTH_SECONDS, Compilation, in_a_line
 from sweep.training.lanes_graph import CapturedStep, NotCapturedError
-from sweep.training.lanes_library import CompiledProgram
+from sweep.training.lanes_library import CompiledProgram, Turns
 from sweep.training.lanes_step import LaneStep, State, StepInputs
 from sweep.training.lanes_trace import Traced, step_function, tensors, trace
 from sweep.training.threads import on_threads
@@ -43,6 +43,8 @@ BLOCKS = (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 REPEATS, MEASURED_STEPS = 3, 4
 STEP = "step"
 BETTER = 0.97
+PARTS = 4
+"""Of a block's steps in a chunk."""
 
 
 class Chunk(NamedTuple):
@@ -203,16 +205,15 @@ class Stepper:
         state = contiguous(state)
         whole = tensors(state)
         lanes = len(chunk.folds)
-        rounds = max(1, round(lanes / (self.threads * self._block_size(whole, chunk))))
         # The compiled step takes two lanes or more.
-        n_blocks = max(1, min(rounds * self.threads, lanes // 2))
-        ends = [lanes * (i + 1) // n_blocks for i in range(n_blocks)]
+        n_blocks = max(1, min(-(-lanes // self._block_size(whole, chunk)), lanes // 2))
+        turns = Turns(n_blocks, PARTS if n_blocks > self.threads else 1)
+        inputs = chunk.stacked()
 
-        def train(begin: int, end: int) -> None:
-            part = [t[begin:end] for t in whole]
-            compiled.steps(part, chunk.stacked(begin, end), self._shared)
+        def train(_: int) -> None:
+            compiled.steps(whole, inputs, self._shared, turns)
 
-        stepping = self.pool.map(train, [0, *ends[:-1]], ends)
+        stepping = self.pool.map(train, range(self.threads))
         try:
             meanwhile()
         finally:

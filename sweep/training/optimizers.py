@@ -167,7 +167,9 @@ def update(
         if prox is not None and name in penalized:
             w = prox(name, u, c)
             if not adam:
-                first[name] = first[name] + (u - w) / (c if optimizer == "sgd" else lr)
+                # Times its reciprocal: of one number, where a division costs as much as the rest.
+                once = (c if optimizer == "sgd" else lr).reciprocal()
+                first[name] = first[name] + (u - w) * once
             u = w
         new[name] = u
     return new, Moments(step, first, second, moments.norms)

@@ -225,7 +225,11 @@ def test_compiled_scores_are_the_eager_ones(case, monkeypatch):
                 [
                     program.evaluation.scores(seats, program.state, which, asked)
                     for which in ("test", "train")
-                    for asked in (program.ends.asked, program.ends.asked[:1], program.ends.asked[1:])
+                    for asked in (
+                        program.ends.asked,
+                        program.ends.asked[:1],
+                        program.ends.asked[1:],
+                    )
                 ]
                 + [program.evaluation.held_out_losses(seats, program.state)]
             )

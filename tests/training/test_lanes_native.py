@@ -1,10 +1,12 @@
 """What is native: products of lanes are torch's, and many steps in one call are those steps."""
 
+import contextlib
 import ctypes
 import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ from hypothesis import strategies as st
 from sweep.problem.group_prox import GROUP_PROX
 from sweep.training import lanes_operators
 from sweep.training.compile_program import make_native
-from sweep.training.lanes_library import CompiledProgram, load_native
+from sweep.training.lanes_library import CompiledProgram, Turns, load_native
 from sweep.training.lanes_operators import (
     CONVOLVE,
     INPUT_GRADIENT,
@@ -249,15 +251,16 @@ extern "C" {
 AOTITorchError AOTInductorModelContainerCreateWithDevice(void**, size_t, const char*, const char*) {
   return 0;
 }
-// state (2) <- 2 * state + input (2) + shared (2), and returns the state.
+// state (lanes) <- 2 * state + input (lanes) + shared (1), and returns the state.
 AOTITorchError AOTInductorModelContainerRun(void*, AtenTensorHandle* given, size_t n,
                                             AtenTensorHandle* returned, size_t, void*, void*) {
   double* data[3];
-  int64_t dim;
+  int64_t dim, *lanes;
   for (int i = 0; i < 3; i++) aoti_torch_get_data_ptr(given[i], (void**)&data[i]);
   aoti_torch_get_dim(given[1], &dim);
+  aoti_torch_get_sizes(given[0], &lanes);
   if (n != 3 || dim != 1 || data[1][0] < 0) return 1;
-  for (int i = 0; i < 2; i++) data[0][i] = 2 * data[0][i] + data[1][i] + data[2][i];
+  for (int i = 0; i < *lanes; i++) data[0][i] = 2 * data[0][i] + data[1][i] + data[2][0];
   aoti_torch_new_tensor_handle(given[0], returned);
   for (int i = 0; i < 3; i++) aoti_torch_delete_tensor_object(given[i]);
   return 0;
@@ -280,7 +283,7 @@ def adds(native, tmp_path_factory):
 @pytest.mark.parametrize("where", ["native", "python"])
 def test_many_steps_in_a_call_are_those_steps_one_after_the_other(native, adds, where):
     program = CompiledProgram(adds, load_native(native) if where == "native" else None, 1)
-    state, shared = torch.tensor([1.0, 2.0]).double(), torch.tensor([0.5, 0.25]).double()
+    state, shared = torch.tensor([1.0, 2.0]).double(), torch.tensor([0.5]).double()
     # Some of all columns, as the lanes of a block are some of all.
     inputs = torch.arange(28.0, dtype=torch.float64).reshape(7, 4)[:, 1:3]
     expected = state.clone()
@@ -294,10 +297,37 @@ def test_many_steps_in_a_call_are_those_steps_one_after_the_other(native, adds, 
 
 
 @pytest.mark.parametrize("where", ["native", "python"])
+@pytest.mark.parametrize("parts", [1, 3, 100])
+def test_threads_that_share_the_lanes_step_each_of_them_once(native, adds, where, parts):
+    """Blocks of unlike sizes, in parts of unlike numbers of steps."""
+    program = CompiledProgram(adds, load_native(native) if where == "native" else None, 1)
+    lanes, steps = 11, 7
+    begin = torch.arange(float(lanes), dtype=torch.float64)
+    inputs = torch.arange(float(steps * lanes), dtype=torch.float64).reshape(steps, lanes)
+    shared = torch.tensor([0.5]).double()
+    expected = begin.clone()
+    for step in inputs:
+        expected = 2 * expected + step + 0.5
+    for _ in range(20):
+        state, turns = begin.clone(), Turns(4, parts)
+        with ThreadPoolExecutor(3) as pool:
+            for done in [pool.submit(program.steps, [state], [inputs], [shared], turns)] * 3:
+                done.result()
+        assert torch.equal(state, expected)
+
+
+@pytest.mark.parametrize("where", ["native", "python"])
 def test_a_step_that_fails_is_said(native, adds, where):
     program = CompiledProgram(adds, load_native(native) if where == "native" else None, 1)
     with pytest.raises(RuntimeError, match="failed"):
-        program.steps([torch.zeros(2).double()], [-torch.ones(3, 2).double()], [torch.zeros(2)])
+        program.steps(
+            [torch.zeros(2).double()], [-torch.ones(3, 2).double()], [torch.zeros(1).double()]
+        )
+    # Nobody waits for what never comes.
+    given, turns = ([torch.zeros(4).double()], [-torch.ones(3, 4).double()]), Turns(2, 3)
+    for _ in range(3):
+        with contextlib.suppress(RuntimeError):
+            program.steps(*given, [torch.zeros(1).double()], turns)
 
 
 @pytest.mark.parametrize("compiler", ["false", "no-such-compiler"])
@@ -320,7 +350,7 @@ def test_a_program_without_its_native_library_is_not_taken(native, tmp_path):
     subprocess.run(["g++", "-shared", "-fPIC", tmp_path / "needs.cpp", "-o", needs], check=True)
     code = (
         "import sys\nfrom pathlib import Path\n"
-        "from sweep.training.lanes_library import CompiledProgram, load_native\n"
+        "from sweep.training.lanes_library import CompiledProgram, Turns, load_native\n"
         "for native in (None, Path(sys.argv[2])):\n"
         "    try: CompiledProgram(Path(sys.argv[1]), native and load_native(native), 1)\n"
         "    except (OSError, AttributeError) as error: print(type(error).__name__)\n"
