@@ -74,12 +74,14 @@ def run_study(
         study = open_study(store, file, problem, direction, fresh=fresh)
         made = make_engine(experiment, engine, observer.notice, memory)
         loop = Loop(store, study, experiment, trials or spec.trials, made, observer)
+        is_over = False
         try:
             record_run(store, study, file, made.describe(), experiment.device.type)
             with StopRequest() as stop:
                 loop.run(stop, timeout)
+            is_over = not stop.requested
         finally:
-            made.close()
+            made.close(finish=is_over)
     return Ended(study.name, loop.status, stop.signal)
 
 

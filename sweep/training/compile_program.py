@@ -5,7 +5,8 @@ those of the lanes without the number of lanes, the shared ones without the numb
 is open), `open_rows`, `library` (the file to write), `native` (the library of NATIVE_SOURCES, to be
 written if it is not there). A library computes on one thread. A process of its own, because
 compiling takes many seconds of Python that would hold up training, and because it can be ended at
-any time; it ends by itself when the process PARENT is gone. Imports torch alone.
+any time; it ends by itself when the process PARENT is gone, unless a file SOURCE.finish says that
+it may come to its end. What another process is compiling is waited for. Imports torch alone.
 """
 
 import os
@@ -26,13 +27,16 @@ import torch
 import torch._higher_order_ops.triton_kernel_wrap
 
 from sweep.training import lanes_operators
+from sweep.training.lanes_cache import FINISH, alone, clean_up
 
 EXAMPLE_LANES, EXAMPLE_ROWS = 8, 24
+FINISH_SECONDS = 180.0
+"""So long after its parent's end a process is done or ends."""
 FLAGS = ("-O3", "-march=native", "-std=gnu++17", "-fPIC", "-shared")
 
 
 def main(source: str, parent: int) -> None:
-    threading.Thread(target=end_with, args=(parent,), daemon=True).start()
+    threading.Thread(target=end_with, args=(parent, source), daemon=True).start()
     with open(source, "rb") as file:
         jobs = pickle.load(file)
     import torch._inductor.config as inductor
@@ -44,15 +48,23 @@ def main(source: str, parent: int) -> None:
         for operator, function in lanes_operators.IN_C.items()
     }
     for i, job in enumerate(jobs):
-        if make_native(lanes_operators.NATIVE_SOURCES, job["native"], f"{source}.native"):
-            multiply_natively(job["graph"])
-        compile_one(job, f"{source}.{i}")
+        with alone(job["library"]):
+            if os.path.exists(job["library"]):
+                continue
+            if make_native(lanes_operators.NATIVE_SOURCES, job["native"], f"{source}.native"):
+                multiply_natively(job["graph"])
+            compile_one(job, f"{source}.{i}")
+    if os.path.exists(source + FINISH):
+        # Nobody else will.
+        clean_up(source)
 
 
-def end_with(parent: int) -> None:
+def end_with(parent: int, source: str) -> None:
     """Ends this process, and the C++ compiler it has started, when its parent is gone."""
     while os.getppid() == parent:
         time.sleep(1)
+    if os.path.exists(source + FINISH):
+        time.sleep(FINISH_SECONDS)
     os.killpg(os.getpgid(0), signal.SIGKILL)
 
 

@@ -139,10 +139,12 @@ class LanesEngine:
         self.solver.remove(name)
         self.reference.remove(name)
 
-    def close(self) -> None:
-        """Nothing more will be trained."""
+    def close(self, finish: bool = False) -> None:
+        """Nothing more will be trained. With `finish`, what is being compiled for it may come to
+        its end, for later runs.
+        """
         for program in self._programs.values():
-            program.stepper.close()
+            program.stepper.close(finish)
         self.reference.close()
 
     def advance(self) -> list[Event]:

@@ -1,4 +1,5 @@
-"""Where compiled programs are kept between runs: for this user, on machines like this one."""
+"""Where compiled programs are kept between runs: for this user, on machines like this one. Imports
+nothing but the standard library."""
 
 from __future__ import annotations
 
@@ -10,13 +11,21 @@ import shutil
 import stat
 import tempfile
 import time
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 KEPT = 200
 """Compiled programs on disk, the least recently used of which go first."""
 LEFT_SECONDS = 86_400.0
 """After so long nobody is at work on a file any more."""
+FINISH = ".finish"
+"""A compiler whose source has a file that is called so too may outlive the process it serves."""
 
 
 def cache_directory() -> Path:
@@ -40,6 +49,11 @@ def _own_directory() -> Path:
     path = Path(tempfile.mkdtemp(prefix="sweep-steps-"))
     atexit.register(shutil.rmtree, path, ignore_errors=True)
     return path
+
+
+def lasts(directory: Path) -> bool:
+    """Whether this directory of steps outlives this process."""
+    return not _own_directory.cache_info().currsize or directory != _own_directory()
 
 
 @cache
@@ -78,3 +92,24 @@ def write(path: Path, text: str) -> None:
         with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
             file.write(text)
         os.replace(file.name, path)
+
+
+def clean_up(source: str) -> None:
+    """Removes what belongs to this source."""
+    for left in Path(source).parent.glob(f"{Path(source).stem}.*"):
+        left.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def alone(library: str) -> Iterator[None]:
+    """While entered, no other process does."""
+    lock = f"{library}.lock"
+    with open(lock, "w") as file:
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            # Who waits for it has it open, and finds the library.
+            with contextlib.suppress(OSError):
+                os.unlink(lock)

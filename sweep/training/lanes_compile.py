@@ -25,7 +25,15 @@ from pathlib import Path
 
 import torch
 
-from sweep.training.lanes_cache import cache_directory, processor, tidy, write
+from sweep.training.lanes_cache import (
+    FINISH,
+    cache_directory,
+    clean_up,
+    lasts,
+    processor,
+    tidy,
+    write,
+)
 from sweep.training.lanes_library import CompiledProgram, load_native
 from sweep.training.lanes_operators import NATIVE_SOURCES, use_native
 from sweep.training.lanes_trace import Traced, fingerprint
@@ -189,19 +197,26 @@ class Compilation:
                 self._process.wait(POLL_SECONDS)
             self.poll()
 
-    def close(self) -> None:
-        """Ends a compiler that is still at work."""
-        if self._process is not None:
-            if self._process.poll() is None:
-                os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-            self._process = None
-            self._clean_up()
+    def close(self, finish: bool = False) -> None:
+        """Ends a compiler that is still at work; with `finish` it may come to its end, though this
+        process may not be there any more: the next run begins with what it makes.
+        """
+        if self._process is None:
+            return
+        if self._process.poll() is None:
+            if finish and lasts(self._directory):
+                Path(f"{self._source}{FINISH}").touch()
+                atexit.unregister(self.close)
+                self._process = None
+                return
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        self._process = None
+        self._clean_up()
 
     def _clean_up(self) -> None:
         atexit.unregister(self.close)
-        for left in self._directory.glob(f"{self._source.stem}.*"):
-            left.unlink(missing_ok=True)
+        clean_up(str(self._source))
 
     def _look_up(self, index: Path) -> None:
         with contextlib.suppress(OSError, ValueError, TypeError):

@@ -284,7 +284,8 @@ class Stepper:
         function = step_function(self.step, state, inputs, self.table)
         return lambda: trace(function, tensors((state, inputs)), self._shared)
 
-    def close(self) -> None:
+    def close(self, finish: bool = False) -> None:
+        """Nothing more will be stepped; what is being compiled may `finish`."""
         self.pool.shutdown()
         if self.compilation is not None:
-            self.compilation.close()
+            self.compilation.close(finish)

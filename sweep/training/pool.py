@@ -147,8 +147,8 @@ class ReferencePool:
         if one is not None:
             self._leave(one)
 
-    def close(self) -> None:
-        """Ends the other processes."""
+    def close(self, finish: bool = False) -> None:
+        """Ends the other processes; there is nothing to `finish`."""
         if self._others is not None:
             self._others.close()
 

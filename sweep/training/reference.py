@@ -120,7 +120,7 @@ class ReferenceEngine:
             self.ended += 1
         return run.step, event
 
-    def close(self) -> None:
+    def close(self, finish: bool = False) -> None:
         """Nothing more will be trained."""
 
 

@@ -7,7 +7,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +20,14 @@ import torch
 from sweep.spec import load_spec
 from sweep.training import lanes_compile, lanes_operators
 from sweep.training.lanes_brief import brief
-from sweep.training.lanes_cache import LEFT_SECONDS, _own_directory, cache_directory, tidy
+from sweep.training.lanes_cache import (
+    LEFT_SECONDS,
+    _own_directory,
+    alone,
+    cache_directory,
+    lasts,
+    tidy,
+)
 from sweep.training.lanes_compile import WORTH_A_NODE, WORTH_SECONDS, Compilation
 from sweep.training.lanes_library import CompiledProgram
 from sweep.training.lanes_member import LaneModel
@@ -417,3 +426,60 @@ def test_a_convolution_is_traced_for_any_number_of_models(home):
     found = compilation(model={"kind": "cnn"}, data={"source": "python:toy_data:images"})
     found.trace()
     assert not found.errors and found.traced.keys() == {STEP, "scoring"}
+
+
+LEAVES = """
+from tests.training.test_lanes_compile import compilation
+
+made = compilation()
+del made._sources["step"]
+made.start()
+made.close(finish=True)
+print(made.libraries["scoring"])
+"""
+
+
+def test_what_is_being_compiled_when_a_run_ends_may_be_finished_without_it(home):
+    done = subprocess.run([sys.executable, "-c", LEAVES], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    library, until = Path(done.stdout.strip()), time.monotonic() + 120
+    while list(library.parent.glob("tmp*")):
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    if not library.exists() and shutil.which("g++") is None:
+        pytest.skip("no C++ compiler here")
+    assert library.exists() and not list(library.parent.glob("*.lock"))
+
+
+def test_nothing_is_finished_in_a_directory_that_ends_with_the_process(tmp_path, monkeypatch):
+    _own_directory.cache_clear()
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "steps").write_text("no directory")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert not lasts(cache_directory()) and lasts(tmp_path)
+
+
+def test_two_processes_do_not_compile_the_same(tmp_path):
+    """Whoever comes second waits for the first, and finds the library."""
+    library, order = str(tmp_path / "a.so"), []
+    first_is_in, first_may_go = threading.Event(), threading.Event()
+
+    def first():
+        with alone(library):
+            first_is_in.set()
+            first_may_go.wait(30)
+            order.append("first")
+
+    def second():
+        first_is_in.wait(30)
+        with alone(library):
+            order.append("second")
+
+    with ThreadPoolExecutor(2) as pool:
+        both = [pool.submit(first), pool.submit(second)]
+        time.sleep(0.3)
+        assert order == []
+        first_may_go.set()
+        for one in both:
+            one.result(30)
+    assert order == ["first", "second"] and list(tmp_path.iterdir()) == []
