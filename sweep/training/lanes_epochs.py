@@ -141,7 +141,8 @@ class EpochEnds:
                 self._leave(one)
                 continue
             events.append(Epoch(member, one.at[0], score))
-            if one.is_last or self._stops_early(one, held, scored.state):
+            stops = self._stops_early(one, held, scored.state)
+            if stops or one.is_last:
                 finished.append(one)
         if finished:
             events += self._finish(finished, scored, scores)

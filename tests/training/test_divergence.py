@@ -173,8 +173,10 @@ def test_a_huge_transient_that_decays_is_not_a_divergence():
 
 
 @pytest.mark.parametrize("engine", ["lanes", "reference"])
-def test_a_score_that_overflows_is_a_divergence_with_the_last_steps_before_it(engine):
-    """After the last update the squares' sum overflows, where the loss before it did not yet."""
+def test_a_score_that_overflows_is_a_divergence_with_the_last_steps_before_it(engine, scored):
+    """After the last update the squares' sum overflows, where the loss before it did not yet; and
+    whatever came of the steps after it.
+    """
     study = merge(
         DIABETES,
         train={"dtype": "float32", "epochs": 200},

@@ -14,7 +14,7 @@ from .trials import BASE, experiment, merge, train
 
 
 @pytest.mark.parametrize("slots", [1, 4, 7])
-def test_few_slots_refilled_change_no_result(slots):
+def test_few_slots_refilled_change_no_result(slots, scored):
     """Members that wait for a slot, in lanes at different epochs, of different lengths."""
     study = merge(BASE, train={"epochs": {"choices": [2, 5, 3]}})
     rates = [0.03, 1e300, 0.1, 1e10, 0.01, 0.2, 0.05]
@@ -77,7 +77,30 @@ def test_a_module_that_raises_in_one_trial_fails_that_trial_alone():
     assert failure.reason == "RuntimeError" and "the head is too large" in failure.message
 
 
-def test_a_member_that_is_removed_leaves_the_others_as_they_are():
+@pytest.mark.parametrize("patience", [None, 1])
+def test_every_end_of_a_member_is_that_of_one_model(patience, scored):
+    """Explosions of all sizes, limits of their siblings, stopping early; more scores than one."""
+    stopping = {} if patience is None else {"early_stopping": {"patience": patience}}
+    study = merge(BASE, train={"epochs": 6, **stopping}, scores=["accuracy", "f1_macro"])
+    rates = [0.03, 1e300, 3.0, 1e10, 0.01, 20.0, 0.05, 1e150, 1.5, 0.2]
+    assert_agree(study, {i: {"learning_rate": rate} for i, rate in enumerate(rates)}, 6)
+
+
+def test_an_epoch_before_a_limit_is_known_before_its_member_ends(scored):
+    """Its trial has failed, and reports the epochs before that."""
+    exp = experiment(BASE)
+    engine = LanesEngine(exp, 2)
+    engine.add(Member(0, 0, exp.spec.setting({"learning_rate": 0.05})))
+    (plan,) = (model.plan for program in engine.programs for model in program.models())
+    engine.limit((0, 0), 2 * plan.steps_per_epoch)
+    events = []
+    while engine.pending:
+        events += engine.advance()
+    assert [getattr(event, "epoch", None) for event in events] == [0, 1, None]
+    assert events[-1].outcome.stopped
+
+
+def test_a_member_that_is_removed_leaves_the_others_as_they_are(scored):
     exp = experiment(BASE)
     trials = {i: {"learning_rate": 0.02 * (i + 1)} for i in range(3)}
     alone = train(exp, trials, "reference")

@@ -34,7 +34,7 @@ from sweep.store.queries import folds
 assert not main(["run", "wide.yaml", "--engine", "reference", "--storage", "alone.db"])
 taken = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (taken + int(sys.argv[1]) * 2**20, -1))
-more = ["--set", f"concurrency={sys.argv[2]}", "--memory", "1TB"]
+more = ["--set", f"concurrency={sys.argv[2]}", "--memory", "1TB", *sys.argv[3:]]
 code = main(["run", "wide.yaml", "--storage", "lanes.db", *more])
 if code:
     sys.exit(code)
@@ -48,12 +48,12 @@ needs_limits = pytest.mark.skipif(
 )
 
 
-def limited(folder, mib, concurrency):
+def limited(folder, mib, concurrency, *more):
     """`sweep run` with so much memory beside what it has when it begins."""
     (folder / "wide.yaml").write_text(STUDY)
     (folder / "toy_data.py").write_text((HERE / "toy_data.py").read_text())
     return subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(LIMITED), str(mib), str(concurrency)],
+        [sys.executable, "-c", textwrap.dedent(LIMITED), str(mib), str(concurrency), *more],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(HERE.parents[1]), "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -73,7 +73,8 @@ def test_out_of_memory_halves_the_slots_and_changes_no_result(tmp_path):
 
 @needs_limits
 def test_one_model_that_does_not_fit_ends_with_what_would(tmp_path):
-    done = limited(tmp_path, 24, 1)
+    # Larger than what training before has left.
+    done = limited(tmp_path, 24, 1, "--set", "model.hidden=[2000, 2000]")
     assert done.returncode == 1
     (last,) = done.stderr.strip().splitlines()
     assert last.startswith("Error: Out of memory: one model in training needs about")
