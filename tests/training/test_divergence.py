@@ -1,5 +1,6 @@
 """Divergence against exact answers: the stability bounds of gradient descent."""
 
+import numpy as np
 import pytest
 
 from .trials import experiment, merge, train
@@ -179,11 +180,16 @@ def test_a_score_that_overflows_is_a_divergence_with_the_last_steps_before_it(en
     """
     study = merge(
         DIABETES,
-        train={"dtype": "float32", "epochs": 200},
+        train={"dtype": "float32", "epochs": {"choices": [5, 200]}},
         divergence={"loss_growth": None, "gradient_growth": None},
     )
-    failure = train(experiment(study), {0: {"learning_rate": 4 / H}}, engine)[0].failure
+    # The one that ends sooner leaves its slots to nobody.
+    trials = {i: {"learning_rate": (4 + i) / H, "epochs": 200} for i in range(1, 5)}
+    trials = {0: {"learning_rate": 0.1 / H, "epochs": 5}, **trials}
+    failure = train(experiment(study), trials, engine)[4].failure
     assert failure.reason == "nonfinite_score"
     assert failure.epoch == failure.step - 1, "an epoch is one step; the score comes after it"
     assert len(failure.losses) == failure.step and failure.losses[-1] == failure.loss
-    assert failure.loss > 1e35 and failure.losses[0] < 1
+    assert failure.loss > 1e34 and failure.losses[0] < 1
+    alone = train(experiment(study), {4: trials[4]}, "reference")[4].failure
+    np.testing.assert_allclose(failure.losses, alone.losses, rtol=1e-3)

@@ -100,6 +100,21 @@ def test_an_epoch_before_a_limit_is_known_before_its_member_ends(scored):
     assert events[-1].outcome.stopped
 
 
+def test_a_member_removed_while_its_last_scores_are_computed_is_gone(scored):
+    exp = experiment(BASE)
+    engine = LanesEngine(exp, 2)
+    for trial in range(2):
+        engine.add(Member(trial, 0, exp.spec.setting({"learning_rate": 0.05})))
+    (program,) = engine.programs
+    while engine.pending and not program.ends.unseated:
+        engine.advance()
+    engine.remove((0, 0))
+    events = []
+    while engine.pending:
+        events += engine.advance()
+    assert all(event.member.trial == 1 for event in events)
+
+
 def test_a_member_that_is_removed_leaves_the_others_as_they_are(scored):
     exp = experiment(BASE)
     trials = {i: {"learning_rate": 0.02 * (i + 1)} for i in range(3)}
