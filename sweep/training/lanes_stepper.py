@@ -43,7 +43,7 @@ BLOCKS = (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 REPEATS, MEASURED_STEPS = 3, 4
 STEP = "step"
 BETTER = 0.97
-PARTS = 4
+PARTS = 8
 """Of a block's steps in a chunk."""
 
 
