@@ -177,7 +177,7 @@ class Loop:
 
     def _fill(self) -> None:
         self._start_more()
-        self.trainer.to_come = self._to_come
+        self.trainer.go_on(self._to_come)
 
     def _start_more(self) -> None:
         room = min(self.spec.concurrency - len(self.flying), self._to_come)

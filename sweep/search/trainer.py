@@ -14,17 +14,17 @@ News = list[Report | Finished]
 class Trainer:
     """While entered, trains whatever the schedule has, slice after slice.
 
-    What was decided about trials (`do`) happens between two slices; nothing else may touch the
-    schedule or its engine. What came of training waits to be collected (`news`).
+    What was decided about trials (`do`, then `go_on`) happens between two slices; nothing else may
+    touch the schedule or its engine. What came of training waits to be collected (`news`).
     """
 
     def __init__(self, schedule: Schedule, engine: Engine) -> None:
         self.schedule, self.engine = schedule, engine
         self.words = engine.describe()
         """How the engine trains at present."""
-        self.to_come = 0
-        """Trials that are still to be started."""
+        self._to_come = 0
         self._changed = threading.Condition()
+        self._said: list[Callable[[], None]] = []
         self._decided: list[Callable[[], None]] = []
         self._news: News = []
         self._error: BaseException | None = None
@@ -48,10 +48,18 @@ class Trainer:
         self._thread.join()
 
     def do(self, act: Callable[[], None]) -> None:
-        """Has this done before the next slice."""
+        """Has this done before the next slice after `go_on`."""
+        self._said.append(act)
+
+    def go_on(self, to_come: int) -> None:
+        """Has all of it done at once: trials that start together stay together. So many trials are
+        still to be started.
+        """
         with self._changed:
-            self._decided.append(act)
+            self._decided += self._said
+            self._to_come = to_come
             self._changed.notify_all()
+        self._said.clear()
 
     def news(self, timeout: float) -> News:
         """What came of training since this was last asked, or comes within so many seconds.
@@ -84,7 +92,7 @@ class Trainer:
             return
         for act in decided:
             act()
-        self.engine.expect(max(0, self.to_come) * self.schedule.n_folds)
+        self.engine.expect(max(0, self._to_come) * self.schedule.n_folds)
         news = self.schedule.advance()
         self.words = self.engine.describe()
         if news:

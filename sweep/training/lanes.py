@@ -111,10 +111,10 @@ class LanesEngine:
     def describe(self) -> str:
         """How members train at present, in words."""
         # What has not trained yet may turn out not to be batched.
-        programs = [program for program in self._programs.values() if len(program.seats)]
+        programs = [program for program in self._programs.values() if program.most_used]
         parts = []
         if programs:
-            slots = sum(len(program.seats) for program in programs)
+            slots = sum(program.most_used for program in programs)
             how = in_what_form([program.stepper.how for program in programs])
             many = f" in {len(programs)} programs" if len(programs) > 1 else ""
             parts.append(f"lanes, {slots} slots{many}, {how}{self.experiment.where}")

@@ -207,6 +207,8 @@ class Compilation:
             if finish and lasts(self._directory):
                 Path(f"{self._source}{FINISH}").touch()
                 atexit.unregister(self.close)
+                # Nobody waits for it any more, and that is no mistake to be warned of.
+                self._process.returncode = 0
                 self._process = None
                 return
             os.killpg(self._process.pid, signal.SIGKILL)

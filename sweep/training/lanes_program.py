@@ -80,6 +80,8 @@ class Program:
         )
         self.state: State | None = None
         self.to_come = 0.0
+        self.most_used = 0
+        """Slots there have been at most."""
         self.trained = 0
         """Updates of members so far."""
 
@@ -148,6 +150,7 @@ class Program:
 
     def _resize(self, used: Sequence[int], size: int) -> None:
         self.seats.resize(used, size)
+        self.most_used = max(self.most_used, size)
         if self.state is None:
             return
         kept = self._index([*used, *[0] * (size - len(used))])
