@@ -4,8 +4,8 @@
 
 Both sides run as whole processes, one after the other in one run: start, data, sampler, training,
 database. The peers run fewer trials; their time without the start is scaled by the epochs trained.
-The compile cache is cold in the first run of sweep; the second finds the step there, and the
-scoring too if the first took long enough; the third, called warm, finds both. A case gives the
+The compile cache is cold in the first run of sweep; the second finds the step there, while the
+compiler may still be at the scoring; the third, called warm, finds both. A case gives the
 ratio that is promised of the warm run, with room for a busy machine, and the one that is aimed at.
 """
 
