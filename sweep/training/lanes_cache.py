@@ -78,7 +78,8 @@ def tidy(directory: Path) -> None:
             old.unlink(missing_ok=True)
     now = time.time()
     # Shorter names under `inductor` are of what it has found out about the C++ compiler.
-    for left in [*directory.glob("tmp*"), *directory.glob("inductor/c???????*")]:
+    leftovers = ("tmp*", "*.lock", "inductor/c???????*")
+    for left in [path for pattern in leftovers for path in directory.glob(pattern)]:
         if now - left.stat().st_mtime > LEFT_SECONDS:
             if left.is_dir():
                 shutil.rmtree(left, ignore_errors=True)
@@ -113,3 +114,12 @@ def alone(library: str) -> Iterator[None]:
             # Who waits for it has it open, and finds the library.
             with contextlib.suppress(OSError):
                 os.unlink(lock)
+
+
+def unlock(library: str) -> None:
+    """Removes the lock of a process that was ended, unless another one has it now."""
+    lock = f"{library}.lock"
+    with contextlib.suppress(OSError), open(lock, "r+") as file:
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.unlink(lock)

@@ -32,6 +32,7 @@ from sweep.training.lanes_cache import (
     lasts,
     processor,
     tidy,
+    unlock,
     write,
 )
 from sweep.training.lanes_library import CompiledProgram, load_native
@@ -219,6 +220,8 @@ class Compilation:
     def _clean_up(self) -> None:
         atexit.unregister(self.close)
         clean_up(str(self._source))
+        for library in self.libraries.values():
+            unlock(str(library))
 
     def _look_up(self, index: Path) -> None:
         with contextlib.suppress(OSError, ValueError, TypeError):

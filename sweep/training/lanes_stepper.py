@@ -43,8 +43,9 @@ BLOCKS = (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 REPEATS, MEASURED_STEPS = 3, 4
 STEP = "step"
 BETTER = 0.97
-PARTS = 8
-"""Of a block's steps in a chunk."""
+TURNS = 10
+"""So many turns a thread takes in a chunk: few enough for a block's weights to be of use to it for
+some steps, enough for no thread to wait long for the others' last one."""
 
 
 class Chunk(NamedTuple):
@@ -207,7 +208,8 @@ class Stepper:
         lanes = len(chunk.folds)
         # The compiled step takes two lanes or more.
         n_blocks = max(1, min(-(-lanes // self._block_size(whole, chunk)), lanes // 2))
-        turns = Turns(n_blocks, PARTS if n_blocks > self.threads else 1)
+        parts = max(1, round(TURNS * self.threads / n_blocks)) if n_blocks > self.threads else 1
+        turns = Turns(n_blocks, parts)
         inputs = chunk.stacked()
 
         def train(_: int) -> None:

@@ -27,6 +27,7 @@ from sweep.training.lanes_cache import (
     cache_directory,
     lasts,
     tidy,
+    unlock,
 )
 from sweep.training.lanes_compile import WORTH_A_NODE, WORTH_SECONDS, Compilation
 from sweep.training.lanes_library import CompiledProgram
@@ -479,7 +480,14 @@ def test_two_processes_do_not_compile_the_same(tmp_path):
         both = [pool.submit(first), pool.submit(second)]
         time.sleep(0.3)
         assert order == []
+        # Nor does one that was ended take the lock away from them.
+        unlock(library)
+        assert [path.name for path in tmp_path.iterdir()] == ["a.so.lock"]
         first_may_go.set()
         for one in both:
             one.result(30)
     assert order == ["first", "second"] and list(tmp_path.iterdir()) == []
+    (tmp_path / "a.so.lock").touch()
+    unlock(library)
+    unlock(library)
+    assert list(tmp_path.iterdir()) == []
