@@ -21,7 +21,7 @@ from sweep.training.diagnosis import diagnose
 from sweep.training.divergence import CODES, Reason, Watch
 from sweep.training.experiment import Experiment
 from sweep.training.lanes_evaluate import Evaluation, Scores
-from sweep.training.lanes_member import Lane
+from sweep.training.lanes_member import Lane, LaneModel
 from sweep.training.lanes_scoring import make_outcome
 from sweep.training.lanes_seats import Seats
 from sweep.training.lanes_step import State, Tensors
@@ -159,13 +159,9 @@ class EpochEnds:
             self.leave(slot)
 
     def _failure(self, one: _Ended, score: float | ScoreUndefined, state: State) -> Outcome:
-        model = one.lane.model
         if isinstance(score, ScoreUndefined):
-            return Outcome(failure=error_failure(score, model.member, *one.at))
-        watch: Watch = tree_map(lambda t: t[one.place].cpu(), state.watch)
-        watch = watch._replace(code=torch.tensor(CODES.index(Reason.NONFINITE_SCORE) + 1))
-        names = list(model.start.parameters)
-        return Outcome(failure=diagnose(watch, names, model.member, model.plan))
+            return Outcome(failure=error_failure(score, one.lane.model.member, *one.at))
+        return diagnosis(state.watch, one.place, one.lane.model, Reason.NONFINITE_SCORE)
 
     def _make_room_for_best(self, state: State) -> None:
         if not self.best:
@@ -205,6 +201,15 @@ class EpochEnds:
             events.append(Done(member, make_outcome(member, one.at, self.asked, *known, n)))
             self._leave(one)
         return events
+
+
+def diagnosis(watch: Watch, place: int, model: LaneModel, reason: Reason | None = None) -> Outcome:
+    """How the lane whose part of `watch` is at this place diverged: as it says, or by `reason`."""
+    own: Watch = tree_map(lambda t: t[place].cpu(), watch)
+    if reason is not None:
+        own = own._replace(code=torch.tensor(CODES.index(reason) + 1))
+    failure = diagnose(own, list(model.start.parameters), model.member, model.plan)
+    return Outcome(failure=failure)
 
 
 def _copied(state: State, slots: Sequence[int]) -> State:

@@ -20,12 +20,10 @@ from torch import Tensor
 from torch.utils._pytree import tree_map, tree_map_only
 
 from sweep.training.batches import BatchOrders, FoldTable
-from sweep.training.diagnosis import diagnose
-from sweep.training.divergence import Watch
 from sweep.training.experiment import Experiment
 from sweep.training.lanes_begin import Beginning
 from sweep.training.lanes_brief import brief
-from sweep.training.lanes_epochs import EpochEnds
+from sweep.training.lanes_epochs import EpochEnds, diagnosis
 from sweep.training.lanes_evaluate import Evaluation
 from sweep.training.lanes_member import Lane, LaneModel
 from sweep.training.lanes_seats import NEVER, Seats
@@ -57,7 +55,6 @@ class Program:
         self.seats = Seats()
         self.limits: dict[tuple[int, int], int] = {}
         start = model.start
-        self.names = list(start.parameters)
         step = LaneStep(experiment, start.module, start.penalized, setting)
         self.beginning = Beginning(experiment, model, step)
         rows = max(len(fold.train) for fold in experiment.problem.folds)
@@ -242,9 +239,7 @@ class Program:
         codes = self.state.watch.code.cpu().numpy()
         for slot in self.seats.taken[codes[self.seats.taken] != 0].tolist():
             model = self.seats.lane(slot).model
-            watch: Watch = tree_map(lambda t, slot=slot: t[slot].cpu(), self.state.watch)
-            failure = diagnose(watch, self.names, model.member, model.plan)
-            events.append(Done(model.member, Outcome(failure=failure)))
+            events.append(Done(model.member, diagnosis(self.state.watch, slot, model)))
             self._free(slot)
         ended = self.seats.at_epochs_end().tolist()
         if ended:
