@@ -124,8 +124,23 @@ def _run(given: list[str]) -> int:
             print(f"Error: {text}", file=sys.stderr)
             return error.exit_code
         name = type(error).__name__
+        if _is_out_of_memory(error):
+            print(
+                "Error: Out of memory, before it was known what would fit: give smaller widths, or "
+                f"fewer rows ({name}: {text}).",
+                file=sys.stderr,
+            )
+            return 1
         print(f"unexpected: {name}: {text}; run with --debug", file=sys.stderr)
         return 1
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    if "torch" not in sys.modules:
+        return isinstance(error, MemoryError)
+    from sweep.training.memory import is_out_of_memory
+
+    return is_out_of_memory(error)
 
 
 def _invoke(arguments: list[str]) -> int:

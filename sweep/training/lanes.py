@@ -74,7 +74,9 @@ class LanesEngine:
             return
         try:
             model = LaneModel.build(self.experiment, member)
-        except (Exception, SystemExit):
+        except (Exception, SystemExit) as error:
+            if is_out_of_memory(error):
+                raise
             # The reference engine meets the same exception and reports it as this member's.
             self.reference.add(member)
             return

@@ -17,6 +17,7 @@ from torch.func import functional_call
 from sweep.problem.models import rows_interact
 from sweep.problem.plugins import describe
 from sweep.problem.randomness import seeded
+from sweep.training.memory import is_out_of_memory
 
 ROWS, SHORT = 8, 5
 """Rows of a whole batch and of a short one."""
@@ -54,7 +55,9 @@ def probe(module: nn.Module, x: Tensor) -> Traits:
             of_whole, of_short, of_padded = (
                 _plainly(module, rows) for rows in (whole, short, padded)
             )
-        except (Exception, SystemExit):
+        except (Exception, SystemExit) as error:
+            if is_out_of_memory(error):
+                raise
             return Traits(known)
         interact = known or not (
             _close(of_whole.outputs[:SHORT], of_short.outputs)
@@ -63,6 +66,8 @@ def probe(module: nn.Module, x: Tensor) -> Traits:
         try:
             return Traits(interact, _why_not(module, whole, of_whole))
         except (Exception, SystemExit) as error:
+            if is_out_of_memory(error):
+                raise
             return Traits(interact, describe(error))
 
 

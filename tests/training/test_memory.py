@@ -73,12 +73,22 @@ def test_out_of_memory_halves_the_slots_and_changes_no_result(tmp_path):
 
 @needs_limits
 def test_one_model_that_does_not_fit_ends_with_what_would(tmp_path):
-    # Larger than what training before has left.
-    done = limited(tmp_path, 24, 1, "--set", "model.hidden=[2000, 2000]")
-    assert done.returncode == 1
+    # The model itself, 64 MB, is made; with moments and gradient it is nine times as much.
+    done = limited(tmp_path, 250, 1, "--set", "model.hidden=[4000, 4000]")
+    assert done.returncode == 1, done.stderr[-2000:]
     (last,) = done.stderr.strip().splitlines()
     assert last.startswith("Error: Out of memory: one model in training needs about")
     assert "would fit" in last
+
+
+@needs_limits
+def test_a_model_that_cannot_even_be_made_is_no_failure_of_its_trials(tmp_path):
+    # 576 MB.
+    done = limited(tmp_path, 250, 1, "--set", "model.hidden=[12000, 12000]")
+    assert done.returncode == 1, done.stderr[-2000:]
+    (last,) = done.stderr.strip().splitlines()
+    assert last.startswith("Error: Out of memory")
+    assert "give smaller widths" in last
 
 
 MEASURED = """
