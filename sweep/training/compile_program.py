@@ -9,6 +9,7 @@ any time; it ends by itself when the process PARENT is gone, unless a file SOURC
 it may come to its end. What another process is compiling is waited for. Imports torch alone.
 """
 
+import math
 import os
 import pickle
 import shlex
@@ -32,6 +33,8 @@ from sweep.training.lanes_cache import FINISH, alone, clean_up
 EXAMPLE_LANES, EXAMPLE_ROWS = 8, 24
 FINISH_SECONDS = 180.0
 """So long after its parent's end a process is done or ends."""
+MANY = 64
+"""Tensors of so many entries a lane are worth what keeping a number takes."""
 FLAGS = ("-O3", "-march=native", "-std=gnu++17", "-fPIC", "-shared")
 
 
@@ -51,9 +54,8 @@ def main(source: str, parent: int) -> None:
         with alone(job["library"]):
             if os.path.exists(job["library"]):
                 continue
-            if make_native(lanes_operators.NATIVE_SOURCES, job["native"], f"{source}.native"):
-                multiply_natively(job["graph"])
-            compile_one(job, f"{source}.{i}")
+            native = make_native(lanes_operators.NATIVE_SOURCES, job["native"], f"{source}.native")
+            compile_one(job, f"{source}.{i}", native)
     if os.path.exists(source + FINISH):
         # Nobody else will.
         clean_up(source)
@@ -98,7 +100,52 @@ def multiply_natively(graph: torch.fx.GraphModule) -> None:
     graph.recompile()
 
 
-def compile_one(job: dict[str, Any], scratch: str) -> None:
+def keep_numbers(exported: torch.export.ExportedProgram) -> None:
+    """Has what each lane has one number of, as its rate, be computed before the tensors that need
+    it: the compiler would write that into their loops, anew for every entry, and not know their
+    results for so simple that they can be written where the parameters are.
+    """
+    graph, lanes = exported.graph, str(number_of_lanes(exported))
+    each = {node: _of_a_lane(node, lanes) for node in graph.nodes}
+    found: dict[torch.fx.Node, None] = {}
+    for node in graph.nodes:
+        for given in node.all_input_nodes if each[node] >= MANY else ():
+            while each[given] == 1 and is_view(given):
+                given = given.all_input_nodes[0]
+            if each[given] == 1 and is_pointwise(given):
+                found[given] = None
+    for node in found:
+        users = list(node.users)
+        with graph.inserting_after(node):
+            kept = graph.call_function(lanes_operators.KEPT, (node,))
+        kept.meta = dict(node.meta)
+        for user in users:
+            user.replace_input_with(node, kept)
+    exported.graph_module.recompile()
+
+
+def _of_a_lane(node: torch.fx.Node, lanes: str) -> int:
+    """How many numbers of each lane a node holds; 0 if none."""
+    value = node.meta.get("val")
+    if not isinstance(value, torch.Tensor) or not value.ndim or str(value.shape[0]) != lanes:
+        return 0
+    sides = value.shape[1:]
+    # Of a number of rows that is open nothing is asked: the answer would be a condition.
+    return MANY if any(isinstance(side, torch.SymInt) for side in sides) else math.prod(sides)
+
+
+def is_view(node: torch.fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and node.target.is_view
+
+
+def is_pointwise(node: torch.fx.Node) -> bool:
+    operator = node.target
+    return isinstance(operator, torch._ops.OpOverload) and torch.Tag.pointwise in operator.tags
+
+
+def compile_one(job: dict[str, Any], scratch: str, native: bool) -> None:
+    if native:
+        multiply_natively(job["graph"])
     lanes = [torch.empty((EXAMPLE_LANES, *shape), dtype=dtype) for shape, dtype in job["lanes"]]
     lead = (EXAMPLE_ROWS,) if job["open_rows"] else ()
     shared = [torch.empty((*lead, *shape), dtype=dtype) for shape, dtype in job["shared"]]
@@ -110,6 +157,8 @@ def compile_one(job: dict[str, Any], scratch: str) -> None:
         strict=False,
         dynamic_shapes=([{0: many} for _ in lanes], [rows for _ in shared]),
     )
+    if native:
+        keep_numbers(exported)
     package = f"{scratch}.pt2"
     torch._inductor.aoti_compile_and_package(exported, package_path=package)
     if not is_open(exported):
@@ -128,8 +177,13 @@ def compile_one(job: dict[str, Any], scratch: str) -> None:
 
 def is_open(exported: torch.export.ExportedProgram) -> bool:
     """Whether the number of lanes is still a symbol: the compiler may replace it by a number."""
+    lanes = number_of_lanes(exported)
+    return isinstance(lanes, torch.SymInt) and lanes.node.maybe_as_int() is None
+
+
+def number_of_lanes(exported: torch.export.ExportedProgram) -> int | torch.SymInt:
     # What is no tensor of a lane, the graph's constants, comes before them.
     name = exported.graph_signature.user_inputs[0]
     first = next(node for node in exported.graph.nodes if node.name == name)
-    lanes = first.meta["val"].shape[0]
-    return isinstance(lanes, torch.SymInt) and lanes.node.maybe_as_int() is None
+    lanes: int | torch.SymInt = first.meta["val"].shape[0]
+    return lanes

@@ -41,6 +41,11 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
     return torch.bmm(a, b)
 
 
+def kept(numbers: Tensor) -> Tensor:
+    """One number of each lane, computed before what needs it: `compile_program.keep_numbers`."""
+    return numbers.clone(memory_format=torch.contiguous_format)
+
+
 def convolve(x: Tensor, w: Tensor, stride: Three, dilation: Three, groups: int) -> Tensor:
     """d[k, p] = sum over c, t of w[k, c, t] x[c, stride p + dilation t]."""
     if _can_be_native(x, w):
@@ -156,6 +161,10 @@ def _matmul_form(a: Tensor, b: Tensor) -> Tensor:
     return a.new_empty(a.shape[0], a.shape[1], b.shape[2])
 
 
+def _kept_form(numbers: Tensor) -> Tensor:
+    return numbers.new_empty(numbers.shape)
+
+
 def _convolve_form(x: Tensor, w: Tensor, stride: Three, dilation: Three, groups: int) -> Tensor:
     lengths = _lengths(x.shape[2:5], w.shape[3:], stride, dilation)
     return x.new_empty(*w.shape[:2], *lengths, x.shape[-1])
@@ -172,6 +181,7 @@ def _weight_gradient_form(d: Tensor, x: Tensor, kernel: Three, *how: Any) -> Ten
 _HOW = "int[] stride, int[] dilation, int groups) -> Tensor"
 _OPERATORS: list[tuple[Any, Any, str]] = [
     (matmul, _matmul_form, "(Tensor a, Tensor b) -> Tensor"),
+    (kept, _kept_form, "(Tensor numbers) -> Tensor"),
     (convolve, _convolve_form, f"(Tensor x, Tensor w, {_HOW}"),
     (input_gradient, _input_gradient_form, f"(Tensor d, Tensor w, int[] sides, {_HOW}"),
     (weight_gradient, _weight_gradient_form, f"(Tensor d, Tensor x, int[] kernel, {_HOW}"),
@@ -185,6 +195,7 @@ for _function, _form, _schema in _OPERATORS:
     torch.library.register_fake(_name, _form)
 
 MATMUL = torch.ops.sweep.lanes_matmul.default
+KEPT = torch.ops.sweep.lanes_kept.default
 CONVOLVE = torch.ops.sweep.lanes_convolve.default
 INPUT_GRADIENT = torch.ops.sweep.lanes_input_gradient.default
 WEIGHT_GRADIENT = torch.ops.sweep.lanes_weight_gradient.default
@@ -194,6 +205,7 @@ _TENSORS = "AtenTensorHandle, AtenTensorHandle"
 _SIDES = f"{_LIST}, {_LIST}, int64_t, AtenTensorHandle*)"
 IN_C = {
     MATMUL: f"aoti_torch_cpu_lanes_matmul({_TENSORS}, AtenTensorHandle*)",
+    KEPT: "aoti_torch_cpu_lanes_kept(AtenTensorHandle, AtenTensorHandle*)",
     CONVOLVE: f"aoti_torch_cpu_lanes_convolve({_TENSORS}, {_SIDES}",
     INPUT_GRADIENT: f"aoti_torch_cpu_lanes_input_gradient({_TENSORS}, {_LIST}, {_SIDES}",
     WEIGHT_GRADIENT: f"aoti_torch_cpu_lanes_weight_gradient({_TENSORS}, {_LIST}, {_SIDES}",

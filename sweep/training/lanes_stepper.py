@@ -40,7 +40,7 @@ LEAST_SECONDS = 5e-5
 WARM_UP_CHUNKS = 2
 """The first chunks import and allocate; they are not timed."""
 BLOCKS = (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
-REPEATS, MEASURED_STEPS = 3, 4
+REPEATS, MEASURED_STEPS = 6, 4
 STEP = "step"
 BETTER = 0.97
 TURNS = 10

@@ -154,7 +154,7 @@ _OUT_OF_MEMORY = (
 )
 
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MXFAST = -1, -3, 1
 """Of glibc's malloc.h."""
 
 
@@ -162,9 +162,11 @@ def keep_freed_memory() -> None:
     """Memory that a step frees the next one takes again: blocks below 32 MiB, 256 MiB in all.
 
     The C library gives it back to the system at once, and a tenth of eager training went into
-    getting it anew, page by page. See mallopt(3).
+    getting it anew, page by page. It also looks through all of its smallest blocks whenever a large
+    one is freed, unless it keeps none of them apart. See mallopt(3).
     """
     with contextlib.suppress(AttributeError, OSError, TypeError):
         adjust = ctypes.CDLL(None).mallopt
         adjust(M_MMAP_THRESHOLD, 32 << 20)
         adjust(M_TRIM_THRESHOLD, 256 << 20)
+        adjust(M_MXFAST, 0)

@@ -19,6 +19,7 @@ import torch
 
 from sweep.spec import load_spec
 from sweep.training import lanes_compile, lanes_operators
+from sweep.training.compile_program import keep_numbers
 from sweep.training.lanes_brief import brief
 from sweep.training.lanes_cache import (
     LEFT_SECONDS,
@@ -87,6 +88,29 @@ def test_a_library_that_is_cut_short_is_not_loaded(tmp_path):
     # That can be loaded, and lacks what a compiled program has.
     with pytest.raises(AttributeError):
         CompiledProgram(whole, None, 1)
+
+
+def test_what_a_lane_has_one_number_of_is_computed_before_the_loops_that_need_it():
+    """And nothing else: not a sum, which no loop could hold, nor what little is made of."""
+
+    def step(w, rate, few):
+        factor = (1 / (rate + 1)).clamp(max=1.0)
+        return (
+            w * factor[:, None, None],
+            w * w.sum((1, 2))[:, None, None],
+            few * (2 * rate)[:, None],
+        )
+
+    lanes = torch.export.Dim("lanes", min=2, max=100)
+    given = torch.rand(8, 10, 20), torch.rand(8), torch.rand(8, 3)
+    exported = torch.export.export(
+        torch.fx.symbolic_trace(step), given, dynamic_shapes=[{0: lanes}] * 3
+    )
+    keep_numbers(exported)
+    kept = [n for n in exported.graph.nodes if n.target is lanes_operators.KEPT]
+    assert [n.args[0].name for n in kept] == ["clamp"]
+    for got, expected in zip(exported.module()(*given), step(*given), strict=True):
+        assert torch.equal(got, expected)
 
 
 def test_what_was_compiled_is_found_by_its_brief_without_tracing(home):

@@ -93,6 +93,15 @@ def test_products_are_the_sums_that_define_them(native, lanes, m, k, n, how, dty
     assert ((found.double() - exact).abs() <= bound).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.int64, torch.bool])
+def test_a_number_that_is_kept_is_the_same_one(native, dtype):
+    table = (torch.arange(35).reshape(7, 5) % 3).to(dtype)
+    for numbers in (table[:, 2], table[:, 1:2], table[:1, 1].expand(7), table[:, 0, None, None]):
+        kept = call(native, "lanes_kept", (numbers,))
+        assert torch.equal(kept, numbers) and kept.is_contiguous()
+        assert kept.data_ptr() != numbers.data_ptr()
+
+
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="looks into /proc")
 def test_what_was_computed_is_freed_with_its_tensor(native):
     a, resident = torch.ones(1, 1000, 1), []
