@@ -11,7 +11,6 @@ block's weights stay in that core's cache. How many lanes a block has is measure
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -42,7 +41,8 @@ WARM_UP_CHUNKS = 2
 BLOCKS = (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 REPEATS, MEASURED_STEPS = 6, 4
 STEP = "step"
-BETTER = 0.97
+NEAR = 0.97
+"""Times that are so near to each other are the same."""
 TURNS = 10
 """So many turns a thread takes in a chunk: few enough for a block's weights to be of use to it for
 some steps, enough for no thread to wait long for the others' last one."""
@@ -245,15 +245,16 @@ class Stepper:
                 taken.append(time.perf_counter() - began)
             return min(taken) / size
 
-        best, least = lanes, math.inf
-        for size in (*(b for b in BLOCKS if b < lanes), lanes):
+        found: dict[int, float] = {}
+        # Each thread is to have a block.
+        most = -(-lanes // self.threads)
+        for size in (*(b for b in BLOCKS if b < most), most):
             # All threads at once, as in training: they share what is beyond a core's own cache.
-            each = max(self.pool.map(seconds, [size] * self.threads))
-            if each < BETTER * least:
-                best, least = size, each
-            elif each > least / BETTER**3:
+            found[size] = max(self.pool.map(seconds, [size] * self.threads))
+            if found[size] > min(found.values()) / NEAR**3:
                 break
-        return max(2, best)
+        # Of those that are as good the smallest: others need the cache too.
+        return min(size for size in found if found[size] <= min(found.values()) / NEAR)
 
     def _consider_compiling(self, state: State, chunk: Chunk, steps_left: float) -> None:
         """Looks for what was compiled, or starts compiling, where that pays."""
