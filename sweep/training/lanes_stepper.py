@@ -247,7 +247,7 @@ class Stepper:
 
         found: dict[int, float] = {}
         # Each thread is to have a block.
-        most = -(-lanes // self.threads)
+        most = max(2, -(-lanes // self.threads))
         for size in (*(b for b in BLOCKS if b < most), most):
             # All threads at once, as in training: they share what is beyond a core's own cache.
             found[size] = max(self.pool.map(seconds, [size] * self.threads))
