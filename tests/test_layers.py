@@ -169,9 +169,8 @@ def test_importing_sweep_is_quick(tmp_path: Path) -> None:
 )
 def test_commands_that_do_not_train_start_quickly(arguments: list[str], tmp_path: Path) -> None:
     code = (
-        f"import sys; sys.argv = ['sweep', *{arguments!r}]\n"
         "from sweep.cli import main\n"
-        "try:\n    code = main()\n"
+        f"try:\n    code = main({arguments!r})\n"
         "except SystemExit as end:\n    code = end.code\n"
         "assert not code, code"
     )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sweep.cli.deferred import defer
 from sweep.cli.display import Display, make_display
 from sweep.cli.options import (
     Device,
@@ -124,6 +125,8 @@ def run(
         share_cores(workers)
     stream = sys.stdout if form is Format.TABLE else sys.stderr
     with make_display(stream, quiet=quiet) as display:
+        # scikit-learn imports it, for half a second, and a sweep does without.
+        defer("scipy.stats", ["rankdata"])
         from sweep.insight.note import Notes
         from sweep.search.loop import run_study
 

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
-from sklearn.impute import SimpleImputer
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from torch import Tensor
 
@@ -145,6 +144,9 @@ def _numeric(
     # What is constant in training says nothing when scaled; what is all missing, never.
     dead = ~(low < high) if scale else np.isnan(low)
     if missing.any():
+        # It imports a good part of scikit-learn.
+        from sklearn.impute import SimpleImputer
+
         imputer = SimpleImputer(strategy="median", keep_empty_features=True)
         filled = values.copy(order="F")
         train = imputer.fit_transform(train[:, missing])

@@ -14,7 +14,6 @@ import pyarrow as pa
 import pyarrow.parquet
 import scipy.sparse
 from numpy.typing import NDArray
-from sklearn import datasets
 
 from sweep.errors import DataError, SpecError
 from sweep.problem.plugins import PREFIX, describe, load_object
@@ -90,6 +89,8 @@ def _bundled(source: str) -> Source:
         raise SpecError(
             f"data.source: scikit-learn bundles no set {name!r}.{nearest(name, BUNDLED, 'Sets')}"
         )
+    from sklearn import datasets
+
     bunch = getattr(datasets, f"load_{name}")()
     names = tuple(str(feature) for feature in bunch.feature_names)
     shape = (8, 8) if name == "digits" else None
