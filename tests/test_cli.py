@@ -222,6 +222,14 @@ def test_a_reader_that_stops_reading_is_no_error(url) -> None:  # type: ignore[n
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&-"])
+def test_a_stream_that_was_closed_is_no_error(closed, url) -> None:  # type: ignore[no-untyped-def]
+    command = f"{sys.executable} -m sweep trials digits --format csv --storage {url} {closed}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert bool(done.stdout) == (closed == "2>&-")
+
+
 def test_a_narrow_terminal_says_what_it_left_out(url) -> None:  # type: ignore[no-untyped-def]
     for width in (80, 120):
         lines = on_a_terminal([sys.executable, "-m", "sweep", "trials", "digits"], width, url)

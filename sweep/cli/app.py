@@ -90,6 +90,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Of the process's own it is the end: threads that still work for nobody are not waited for, and
     what was imported is not taken apart, which would take a second.
     """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            # Whoever started this has closed it. The next file opened is not to take its place.
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     # A thread that waits for a core spins; on a busy machine it would keep the others off it.
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     # Half a million objects are made by imports alone, and kept: looking through them for cycles
