@@ -41,7 +41,7 @@ compiled one makes the best of a core's own cache, one on a GPU should keep all 
 NUMBERS_WORTH_THREADS = 2**20
 """Numbers put out of an eager look at all lanes that more threads than one are worth while for:
 with fewer they would mostly wait for Python's lock."""
-PARTS_A_THREAD = 4
+PARTS_A_THREAD = 2
 """Parts of a compiled evaluation, at least, where there are lanes enough."""
 KEPT_ROWS = 2**24
 """Numbers of a fold's rows that are kept gathered between evaluations."""

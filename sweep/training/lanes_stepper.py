@@ -43,7 +43,7 @@ REPEATS, MEASURED_STEPS = 6, 4
 STEP = "step"
 NEAR = 0.97
 """Times that are so near to each other are the same."""
-TURNS = 10
+TURNS = 16
 """So many turns a thread takes in a chunk: few enough for a block's weights to be of use to it for
 some steps, enough for no thread to wait long for the others' last one."""
 

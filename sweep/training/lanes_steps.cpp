@@ -64,6 +64,12 @@ struct Work {
   }
 };
 
+// The step that a part begins with. Parts grow shorter: the last ones are what threads wait for.
+int64_t begin_of(int64_t part, int64_t n_parts, int64_t steps) {
+  const int64_t left = n_parts - part;
+  return steps - steps * left * left / (n_parts * n_parts);
+}
+
 }  // namespace
 
 extern "C" {
@@ -89,8 +95,8 @@ AOTI_TORCH_EXPORT AOTITorchError sweep_run_steps(Run run, void* container, int64
       std::this_thread::yield();
     }
     const int64_t first = lanes * block / n_blocks, last = lanes * (block + 1) / n_blocks;
-    const bool good =
-        work.step(steps * part / n_parts, steps * (part + 1) / n_parts, first, last - first);
+    const bool good = work.step(begin_of(part, n_parts, steps), begin_of(part + 1, n_parts, steps),
+                                first, last - first);
     __atomic_store_n(done, good ? part + 1 : -1, __ATOMIC_RELEASE);
     if (!good) return AOTI_TORCH_FAILURE;
   }
