@@ -168,8 +168,8 @@ def observe(
     # Later steps would show what the first tensor to run away has done to the others.
     calm = (norm <= away) | (watch.peaks.amax() <= away)
     steady = running & (norm <= away)
-    slot = torch.arange(RECORD, device=loss.device) == watch.step % RECORD
-    entry = torch.stack([loss, norm])
+    place = (watch.step % RECORD).reshape(1, 1).expand(1, 2)
+    entry = torch.where(running, torch.stack([loss, norm]), watch.record.gather(0, place)[0])
     return Watch(
         code=torch.where(running, code, watch.code),
         # A run's step stays at its first bad one: the updates completed before it.
@@ -183,7 +183,7 @@ def observe(
         bad_peaks=torch.where(running, peaks, watch.bad_peaks),
         sizes=torch.where(steady, watch.sizes + (sizes - watch.sizes) / RECORD, watch.sizes),
         growth=torch.where(steady, growth_of(sizes, watch.sizes), watch.growth),
-        record=torch.where(running & slot.unsqueeze(-1), entry, watch.record),
+        record=watch.record.scatter(0, place, entry.unsqueeze(0)),
     )
 
 
