@@ -34,7 +34,7 @@ from sweep.training.lanes_compile import WORTH_A_NODE, WORTH_SECONDS, Compilatio
 from sweep.training.lanes_library import CompiledProgram
 from sweep.training.lanes_member import LaneModel
 from sweep.training.lanes_program import Program
-from sweep.training.lanes_stepper import STEP
+from sweep.training.lanes_stepper import STEP, Chunk
 from sweep.training.lanes_trace import step_function, tensors, trace
 from sweep.training.member import Member
 
@@ -111,6 +111,22 @@ def test_what_a_lane_has_one_number_of_is_computed_before_the_loops_that_need_it
     assert [n.args[0].name for n in kept] == ["clamp"]
     for got, expected in zip(exported.module()(*given), step(*given), strict=True):
         assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("lanes, threads, size", [(9, 3, 3), (10, 3, 4), (2, 2, 2), (8, 1, 8)])
+def test_a_block_is_never_so_large_that_a_thread_has_none(lanes, threads, size, monkeypatch):
+    """Not even where a block takes as long, whatever its size."""
+
+    class Constant:
+        def steps(self, state, inputs, shared):
+            time.sleep(0.002)
+
+    program, inputs = begun(experiment(BASE), PARAMS, lanes)
+    stepper = program.stepper
+    monkeypatch.setattr(stepper, "compiled", lambda name=STEP: Constant())
+    monkeypatch.setattr(stepper, "threads", threads)
+    chunk = Chunk(inputs.folds, *(t.expand(4, *t.shape) for t in inputs[1:]))
+    assert stepper._block_size(tensors(program.state), chunk) == size
 
 
 def test_what_was_compiled_is_found_by_its_brief_without_tracing(home):
