@@ -49,6 +49,8 @@ TRACE_WORTH_SECONDS = 6.0
 """Eager training left that makes it worth while to look by tracing, which takes 3 to 10 seconds,
 whether another study's step is this one."""
 POLL_SECONDS = 0.1
+COMPILER = Path(__file__).with_name("compile_program.py")
+"""What it does to a graph is part of what a library is."""
 _BEGIN = (
     "import sys, json; sys.path[:] = json.loads(sys.argv[3]); "
     "from sweep.training.compile_program import main; main(sys.argv[1], int(sys.argv[2]))"
@@ -76,7 +78,8 @@ class Compilation:
             self._fail(error)
             return
         machine = (torch.__version__, torch.backends.cpu.get_cpu_capability(), processor())
-        self._about = (*(source.read_text() for source in NATIVE_SOURCES), *machine)
+        code = [source.read_text() for source in (*NATIVE_SOURCES, COMPILER)]
+        self._about = (*code, *machine)
         self.native = self._directory / f"native-{_digest(self._about)}.so"
         self._native: ctypes.CDLL | None = None
         self._index: Path | None = None

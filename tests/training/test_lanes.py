@@ -6,6 +6,7 @@ import pytest
 from sweep.training.lanes import LanesEngine
 from sweep.training.lanes_member import LaneModel
 from sweep.training.lanes_program import Program
+from sweep.training.lanes_stepper import STEP
 from sweep.training.member import Member
 from sweep.training.schedule import Finished, Schedule
 
@@ -136,7 +137,8 @@ def test_a_member_that_is_removed_leaves_the_others_as_they_are(scored):
 
 COMPILED = {
     "mlp with everything": {
-        "model": {"kind": "mlp", "hidden": [6], "dropout": 0.2},
+        # Weights enough for the compiler to have numbers kept.
+        "model": {"kind": "mlp", "hidden": [16, 6], "dropout": 0.2},
         "regularizer": {"choices": ["none", "l1", "l2", "elastic_net"]},
         "lambda": {"low": 1e-6, "high": 1, "log": True},
         "train": {**BASE["train"], "momentum": 0.8, "clip_norm": {"choices": [None, 0.5]}},
@@ -208,10 +210,14 @@ def test_a_compiled_step_changes_no_result(case):
             if isinstance(news, Finished):
                 results[news.trial] = news.result
         compiled = compiled or "compiled" in engine.describe()
+    programs = [program.stepper.compilation for program in engine.programs]
     engine.close()
     if any("compiler" in text for text in notices):
         pytest.skip("no C++ compiler here: training stays eager")
     assert compiled and not notices, notices
+    if case == "mlp with everything":
+        steps = [program.libraries[STEP].read_bytes() for program in programs]
+        assert all(b"aoti_torch_cpu_lanes_kept" in step for step in steps)
     alone = train(exp, trials, "reference")
     for number, one in alone.items():
         if one.failure is not None:

@@ -325,6 +325,18 @@ def test_what_was_compiled_for_another_processor_is_not_taken(home, monkeypatch)
     assert not {*other.libraries.values()} & {*first.libraries.values()}
 
 
+def test_what_another_compiler_has_made_is_not_taken(home, monkeypatch):
+    first = compilation()
+    first.trace()
+    other = home / "compile_program.py"
+    other.write_text("# Compiles in another way.\n")
+    monkeypatch.setattr(lanes_compile, "COMPILER", other)
+    second = compilation()
+    second.trace()
+    assert first.libraries.keys() == second.libraries.keys()
+    assert not set(first.libraries.values()) & set(second.libraries.values())
+
+
 def test_a_cache_of_ones_own_goes_with_the_process(tmp_path):
     (tmp_path / "sweep").write_text("no directory")
     script = "from sweep.training.lanes_cache import cache_directory; print(cache_directory())"
