@@ -222,6 +222,21 @@ def test_a_reader_that_stops_reading_is_no_error(url) -> None:  # type: ignore[n
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_the_command_is_the_end_of_its_process(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    """With what was left to be done at its exit, its exit code, and nothing after it."""
+    for words, code in (["schema"], 0), (["trials", "nosuch"], 2):
+        source = (
+            f"import atexit, sys; sys.argv = ['sweep', *{words!r}]\n"
+            "atexit.register(print, 'left to be done')\n"
+            "from sweep.cli import main\nmain()\nprint('after it')"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", source], capture_output=True, text=True, cwd=tmp_path
+        )
+        assert done.returncode == code, done.stderr
+        assert done.stdout.splitlines()[-1] == "left to be done"
+
+
 @pytest.mark.parametrize("closed", [">&-", "2>&-"])
 def test_a_stream_that_was_closed_is_no_error(closed, url) -> None:  # type: ignore[no-untyped-def]
     command = f"{sys.executable} -m sweep trials digits --format csv --storage {url} {closed}"

@@ -73,6 +73,8 @@ def test_what_is_there_or_nowhere_is_left_alone(executed):
     defer("put_off.nowhere")
     assert sys.modules["put_off.inner"] is there and not isinstance(there, Deferred)
     assert "put_off.nowhere" not in sys.modules
+    defer("no_package.inner")
+    assert "no_package.inner" not in sys.modules
 
 
 def test_one_that_cannot_be_executed_says_so_each_time(executed):

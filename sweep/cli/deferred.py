@@ -65,7 +65,11 @@ def defer(name: str, functions: Sequence[str] = ()) -> None:
     """
     if name in sys.modules:
         return
-    spec = importlib.util.find_spec(name)
+    try:
+        spec = importlib.util.find_spec(name)
+    except ModuleNotFoundError:
+        # Nor is the package that it would be in.
+        return
     if spec is None or spec.loader is None:
         return
     module = importlib.util.module_from_spec(spec)

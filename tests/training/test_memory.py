@@ -71,12 +71,18 @@ def test_out_of_memory_halves_the_slots_and_changes_no_result(tmp_path):
     assert done.stdout.endswith("the same scores\n")
 
 
+def refusal(folder, hidden):
+    """What `sweep run` ends with, where 250 MiB do not do for one model of these widths."""
+    done = limited(folder, 250, 1, "--set", f"model.hidden={hidden}")
+    assert done.returncode == 1, done.stderr[-2000:]
+    (last,) = done.stderr.strip().splitlines()
+    return last
+
+
 @needs_limits
 def test_one_model_that_does_not_fit_ends_with_what_would(tmp_path):
     # The model itself, 64 MB, is made; with moments and gradient it is nine times as much.
-    done = limited(tmp_path, 250, 1, "--set", "model.hidden=[4000, 4000]")
-    assert done.returncode == 1, done.stderr[-2000:]
-    (last,) = done.stderr.strip().splitlines()
+    last = refusal(tmp_path, [4000, 4000])
     assert last.startswith("Error: Out of memory: one model in training needs about")
     assert "would fit" in last
 
@@ -84,9 +90,7 @@ def test_one_model_that_does_not_fit_ends_with_what_would(tmp_path):
 @needs_limits
 def test_a_model_that_cannot_even_be_made_is_no_failure_of_its_trials(tmp_path):
     # 576 MB.
-    done = limited(tmp_path, 250, 1, "--set", "model.hidden=[12000, 12000]")
-    assert done.returncode == 1, done.stderr[-2000:]
-    (last,) = done.stderr.strip().splitlines()
+    last = refusal(tmp_path, [12000, 12000])
     assert last.startswith("Error: Out of memory")
     assert "give smaller widths" in last
 
