@@ -12,6 +12,7 @@ it may come to its end. What another process is compiling is waited for. Imports
 import math
 import os
 import pickle
+import re
 import shlex
 import signal
 import subprocess
@@ -35,6 +36,10 @@ FINISH_SECONDS = 180.0
 """So long after its parent's end a process is done or ends."""
 MANY = 64
 """Tensors of so many entries a lane are worth what keeping a number takes."""
+NO_TENSORS = re.compile(
+    "check|device_type_\\w+|dtype_\\w+|layout_\\w+|grad_mode_(is_enabled|set_enabled)"
+)
+"""Functions of PyTorch's C interface that are given no tensor."""
 FLAGS = ("-O3", "-march=native", "-std=gnu++17", "-fPIC", "-shared")
 
 
@@ -143,6 +148,30 @@ def is_pointwise(node: torch.fx.Node) -> bool:
     return isinstance(operator, torch._ops.OpOverload) and torch.Tag.pointwise in operator.tags
 
 
+def bound_to_own(library: bytes) -> bytes:
+    """A program that calls the native library's functions for tensors instead of PyTorch's, if it
+    has all that the program calls; else as it is.
+
+    They have names of the same length, which a shared library of the ELF format keeps as they are,
+    between zeros.
+    """
+    own = own_functions()
+    names = {name.decode() for name in re.findall(rb"(?<=\0)aoti_torch_(\w+)(?=\0)", library)}
+    if library[:4] != b"\x7fELF" or not all(map(NO_TENSORS.fullmatch, names - own)):
+        return library
+    for name in names & own:
+        old, new = (f"\0aoti_{whose}_{name}\0".encode() for whose in ("torch", "sweep"))
+        library = library.replace(old, new)
+    return library
+
+
+def own_functions() -> set[str]:
+    """Those of PyTorch's C interface that the native library has too."""
+    declared = re.findall(r"\baoti_sweep_(\w+);", lanes_operators.NATIVE_SOURCES[0].read_text())
+    operators = [form.partition("(")[0] for form in lanes_operators.IN_C.values()]
+    return {*declared, *(name.removeprefix("aoti_torch_") for name in operators)}
+
+
 def compile_one(job: dict[str, Any], scratch: str, native: bool) -> None:
     if native:
         multiply_natively(job["graph"])
@@ -170,7 +199,8 @@ def compile_one(job: dict[str, Any], scratch: str, native: bool) -> None:
             raise NotImplementedError("an operator of the model has no compiled form")
         unfinished = f"{scratch}.so"
         with open(unfinished, "wb") as file:
-            file.write(archive.read(next(name for name in names if name.endswith(".so"))))
+            library = archive.read(next(name for name in names if name.endswith(".so")))
+            file.write(bound_to_own(library) if native and is_known(exported) else library)
     os.chmod(unfinished, 0o700)
     os.replace(unfinished, job["library"])
 
@@ -179,6 +209,15 @@ def is_open(exported: torch.export.ExportedProgram) -> bool:
     """Whether the number of lanes is still a symbol: the compiler may replace it by a number."""
     lanes = number_of_lanes(exported)
     return isinstance(lanes, torch.SymInt) and lanes.node.maybe_as_int() is None
+
+
+def is_known(exported: torch.export.ExportedProgram) -> bool:
+    """Whether the native library knows the numbers that its operators are given."""
+    return all(
+        node.meta["val"].dtype in (torch.float32, torch.float64)
+        for node in exported.graph.nodes
+        if node.target in lanes_operators.IN_C and node.target is not lanes_operators.KEPT
+    )
 
 
 def number_of_lanes(exported: torch.export.ExportedProgram) -> int | torch.SymInt:

@@ -238,9 +238,9 @@ void weight_gradient(const Shape& s, const T* d, int64_t d_lane, const T* x, int
 }
 
 // Whether a tensor can be read: of 6 axes, a lane's numbers side by side in their order.
+template <class Holder>
 bool read(AtenTensorHandle handle, Tensor* t) {
-  int64_t dim;
-  if (aoti_torch_get_dim(handle, &dim) || dim != 6 || !t->read(handle)) return false;
+  if (!t->read<Holder>(handle) || t->dim != 6) return false;
   for (int64_t axis = 5, apart = 1; axis > 0; apart *= t->sizes[axis--])
     if (t->sizes[axis] != 1 && t->strides[axis] != apart) return false;
   return true;
@@ -262,15 +262,13 @@ Shape shape_of(int64_t lanes, int64_t rows, int64_t groups, int64_t in, int64_t 
 }
 
 // Makes the result, and calls `work` with the lanes' tensors as float or as double.
-template <class Work>
+template <class Holder, class Work>
 AOTITorchError compute(const Tensor& a, const Tensor& b, const int64_t (&sizes)[6],
                        AtenTensorHandle* made, Work work) {
   int64_t strides[6];
   for (int64_t axis = 5, apart = 1; axis >= 0; apart *= sizes[axis--]) strides[axis] = apart;
   void* to;
-  if (a.dtype != b.dtype ||
-      aoti_torch_empty_strided(6, sizes, strides, a.dtype, aoti_torch_device_type_cpu(), 0, made) ||
-      aoti_torch_get_data_ptr(*made, &to))
+  if (a.dtype != b.dtype || !make<Holder>(6, sizes, strides, a.dtype, made, &to))
     return AOTI_TORCH_FAILURE;
   if (a.dtype == aoti_torch_dtype_float32())
     work((const float*)a.data, (const float*)b.data, (float*)to);
@@ -281,51 +279,66 @@ AOTITorchError compute(const Tensor& a, const Tensor& b, const int64_t (&sizes)[
   return AOTI_TORCH_SUCCESS;
 }
 
-}  // namespace
+// The operators of lanes_operators.py. A list comes with its length, which is that of the sides.
 
-// The operators of lanes_operators.py, under the names that compiled programs call them by. A list
-// comes with its length, which is that of the sides.
-extern "C" {
-
-AOTI_TORCH_EXPORT AOTITorchError aoti_torch_cpu_lanes_convolve(
-    AtenTensorHandle input, AtenTensorHandle filters, const int64_t* stride, int64_t,
-    const int64_t* dilation, int64_t, int64_t groups, AtenTensorHandle* made) {
+template <class Holder>
+AOTITorchError lanes_convolve(AtenTensorHandle input, AtenTensorHandle filters,
+                              const int64_t* stride, const int64_t* dilation, int64_t groups,
+                              AtenTensorHandle* made) {
   Tensor x, w;
-  if (!read(input, &x) || !read(filters, &w)) return AOTI_TORCH_FAILURE;
+  if (!read<Holder>(input, &x) || !read<Holder>(filters, &w)) return AOTI_TORCH_FAILURE;
   const Shape s = shape_of(x.sizes[0], x.sizes[5], groups, w.sizes[2], w.sizes[1], x.sizes + 2,
                            w.sizes + 3, nullptr, stride, dilation);
-  return compute(x, w, {s.lanes, w.sizes[1], s.lengths[0], s.lengths[1], s.lengths[2], s.rows},
-                 made, [&](const auto* from, const auto* by, auto* to) {
-                   convolve(s, from, x.strides[0], by, w.strides[0], to);
-                 });
+  return compute<Holder>(x, w,
+                         {s.lanes, w.sizes[1], s.lengths[0], s.lengths[1], s.lengths[2], s.rows},
+                         made, [&](const auto* from, const auto* by, auto* to) {
+                           convolve(s, from, x.strides[0], by, w.strides[0], to);
+                         });
 }
 
-AOTI_TORCH_EXPORT AOTITorchError aoti_torch_cpu_lanes_input_gradient(
-    AtenTensorHandle output, AtenTensorHandle filters, const int64_t* sides, int64_t,
-    const int64_t* stride, int64_t, const int64_t* dilation, int64_t, int64_t groups,
-    AtenTensorHandle* made) {
+template <class Holder>
+AOTITorchError lanes_input_gradient(AtenTensorHandle output, AtenTensorHandle filters,
+                                    const int64_t* sides, const int64_t* stride,
+                                    const int64_t* dilation, int64_t groups,
+                                    AtenTensorHandle* made) {
   Tensor d, w;
-  if (!read(output, &d) || !read(filters, &w)) return AOTI_TORCH_FAILURE;
+  if (!read<Holder>(output, &d) || !read<Holder>(filters, &w)) return AOTI_TORCH_FAILURE;
   const Shape s = shape_of(d.sizes[0], d.sizes[5], groups, w.sizes[2], w.sizes[1], sides,
                            w.sizes + 3, d.sizes + 2, stride, dilation);
-  return compute(d, w, {s.lanes, groups * s.in, sides[0], sides[1], sides[2], s.rows}, made,
-                 [&](const auto* from, const auto* by, auto* to) {
-                   input_gradient(s, from, d.strides[0], by, w.strides[0], to);
-                 });
+  return compute<Holder>(d, w, {s.lanes, groups * s.in, sides[0], sides[1], sides[2], s.rows}, made,
+                         [&](const auto* from, const auto* by, auto* to) {
+                           input_gradient(s, from, d.strides[0], by, w.strides[0], to);
+                         });
 }
 
-AOTI_TORCH_EXPORT AOTITorchError aoti_torch_cpu_lanes_weight_gradient(
-    AtenTensorHandle output, AtenTensorHandle input, const int64_t* kernel, int64_t,
-    const int64_t* stride, int64_t, const int64_t* dilation, int64_t, int64_t groups,
-    AtenTensorHandle* made) {
+template <class Holder>
+AOTITorchError lanes_weight_gradient(AtenTensorHandle output, AtenTensorHandle input,
+                                     const int64_t* kernel, const int64_t* stride,
+                                     const int64_t* dilation, int64_t groups,
+                                     AtenTensorHandle* made) {
   Tensor d, x;
-  if (!read(output, &d) || !read(input, &x)) return AOTI_TORCH_FAILURE;
+  if (!read<Holder>(output, &d) || !read<Holder>(input, &x)) return AOTI_TORCH_FAILURE;
   const Shape s = shape_of(d.sizes[0], d.sizes[5], groups, x.sizes[1] / groups, d.sizes[1],
                            x.sizes + 2, kernel, d.sizes + 2, stride, dilation);
-  return compute(d, x, {s.lanes, d.sizes[1], s.in, kernel[0], kernel[1], kernel[2]}, made,
-                 [&](const auto* from, const auto* with, auto* to) {
-                   weight_gradient(s, from, d.strides[0], with, x.strides[0], to);
-                 });
+  return compute<Holder>(d, x, {s.lanes, d.sizes[1], s.in, kernel[0], kernel[1], kernel[2]}, made,
+                         [&](const auto* from, const auto* with, auto* to) {
+                           weight_gradient(s, from, d.strides[0], with, x.strides[0], to);
+                         });
 }
 
-}  // extern "C"
+}  // namespace
+
+OPERATOR(lanes_convolve,
+         (AtenTensorHandle x, AtenTensorHandle w, const int64_t* stride, int64_t,
+          const int64_t* dilation, int64_t, int64_t groups, AtenTensorHandle* made),
+         x, w, stride, dilation, groups, made)
+OPERATOR(lanes_input_gradient,
+         (AtenTensorHandle d, AtenTensorHandle w, const int64_t* sides, int64_t,
+          const int64_t* stride, int64_t, const int64_t* dilation, int64_t, int64_t groups,
+          AtenTensorHandle* made),
+         d, w, sides, stride, dilation, groups, made)
+OPERATOR(lanes_weight_gradient,
+         (AtenTensorHandle d, AtenTensorHandle x, const int64_t* kernel, int64_t,
+          const int64_t* stride, int64_t, const int64_t* dilation, int64_t, int64_t groups,
+          AtenTensorHandle* made),
+         d, x, kernel, stride, dilation, groups, made)

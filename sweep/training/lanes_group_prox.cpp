@@ -93,21 +93,16 @@ void prox_all(const Tensor& w, const Tensor& step, const Tensor& weight, T* u) {
             ((const T*)weight.data)[n * weight.strides[0]], u + n * size, size, room);
 }
 
-}  // namespace
-
-extern "C" AOTI_TORCH_EXPORT AOTITorchError
-aoti_torch_cpu_group_prox(AtenTensorHandle w_handle, AtenTensorHandle step_handle,
+template <class Holder>
+AOTITorchError group_prox(AtenTensorHandle w_handle, AtenTensorHandle step_handle,
                           AtenTensorHandle weight_handle, AtenTensorHandle* made) {
   Tensor w, step, weight;
   void* u;
-  if (!w.read(w_handle) || !step.read(step_handle) || !weight.read(weight_handle) ||
-      step.dtype != w.dtype || weight.dtype != w.dtype)
+  if (!w.read<Holder>(w_handle) || !step.read<Holder>(step_handle) ||
+      !weight.read<Holder>(weight_handle) || step.dtype != w.dtype || weight.dtype != w.dtype)
     return AOTI_TORCH_FAILURE;
   const int64_t strides[] = {w.sizes[1], 1};
-  if (aoti_torch_empty_strided(2, w.sizes, strides, w.dtype, aoti_torch_device_type_cpu(), 0,
-                               made) ||
-      aoti_torch_get_data_ptr(*made, &u))
-    return AOTI_TORCH_FAILURE;
+  if (!make<Holder>(2, w.sizes, strides, w.dtype, made, &u)) return AOTI_TORCH_FAILURE;
   if (w.dtype == aoti_torch_dtype_float32())
     prox_all(w, step, weight, (float*)u);
   else if (w.dtype == aoti_torch_dtype_float64())
@@ -116,3 +111,10 @@ aoti_torch_cpu_group_prox(AtenTensorHandle w_handle, AtenTensorHandle step_handl
     return AOTI_TORCH_FAILURE;
   return AOTI_TORCH_SUCCESS;
 }
+
+}  // namespace
+
+OPERATOR(group_prox,
+         (AtenTensorHandle w, AtenTensorHandle step, AtenTensorHandle weight,
+          AtenTensorHandle* made),
+         w, step, weight, made)

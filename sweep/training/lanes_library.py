@@ -47,6 +47,9 @@ class CompiledProgram:
 
     def __init__(self, library: Path, native: ctypes.CDLL | None, threads: int) -> None:
         self._run_steps: Any = None if native is None else native.sweep_run_steps
+        self._holds_own = b"\0aoti_sweep_" in library.read_bytes()
+        if self._holds_own and native is None:
+            raise OSError(f"{library} needs what is native")
         code = _loaded(library, ctypes.DEFAULT_MODE)
         create = code.AOTInductorModelContainerCreateWithDevice
         create.argtypes = [ctypes.POINTER(Pointer), ctypes.c_size_t, ctypes.c_char_p, Pointer]
@@ -80,7 +83,7 @@ class CompiledProgram:
         Without a return to Python: threads that compute would wait there for each other, and for
         whatever else it does.
         """
-        n_steps, lanes = len(inputs[0]), len(state[0])
+        n_steps, lanes = len(inputs[0]) if inputs else 1, len(state[0])
         turns = turns or Turns(1, 1)
         if self._run_steps is None:
             while (block := turns.next_block()) is not None:
@@ -95,13 +98,19 @@ class CompiledProgram:
         stepwise[len(state) : len(state) + len(inputs)] = [True] * len(inputs)
         counts = len(given), len(state), turns.counts, turns.n_blocks, min(turns.n_parts, n_steps)
         run = ctypes.cast(self._run, Pointer)
-        failed = self._run_steps(run, self._container, n_steps, lanes, handles, stepwise, *counts)
+        failed = self._run_steps(
+            run, self._container, n_steps, lanes, handles, stepwise, *counts, self._holds_own
+        )
         for handle in handles:
             self._delete(handle)
         if failed:
             raise RuntimeError("the compiled program failed")
 
     def __call__(self, lanes: Sequence[Tensor], shared: Sequence[Tensor]) -> None:
+        """Runs once."""
+        if self._run_steps is not None:
+            self.steps(lanes, [], shared)
+            return
         given = [*lanes, *shared]
         handles = handles_of(given)
         returned = (Pointer * 1)()
@@ -119,7 +128,8 @@ def load_native(library: Path) -> ctypes.CDLL:
     """
     native = _loaded(library, ctypes.RTLD_GLOBAL)
     native.sweep_run_steps.argtypes = [
-        *(Pointer, Pointer, Count, Count, Pointer, Pointer, Count, Count, Pointer, Count, Count)
+        *(Pointer, Pointer, Count, Count, Pointer, Pointer, Count, Count, Pointer, Count, Count),
+        ctypes.c_bool,
     ]
     return native
 

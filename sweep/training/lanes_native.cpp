@@ -205,50 +205,45 @@ void multiply_all(const T* a, const int64_t* as, const T* b, const int64_t* bs, 
     multiply(a + lane * as[0], as, b + lane * bs[0], bs, c + lane * m * n, m, n, k, panel, rows);
 }
 
-}  // namespace
-
-extern "C" {
-
-// The operator sweep::lanes_matmul, under the name that compiled programs call it by.
-AOTI_TORCH_EXPORT AOTITorchError aoti_torch_cpu_lanes_matmul(AtenTensorHandle left,
-                                                             AtenTensorHandle right,
-                                                             AtenTensorHandle* product) {
+// The operator sweep::lanes_matmul.
+template <class Holder>
+AOTITorchError lanes_matmul(AtenTensorHandle left, AtenTensorHandle right,
+                            AtenTensorHandle* product) {
   Tensor a, b;
   void* data;
-  if (!a.read(left) || !b.read(right)) return AOTI_TORCH_FAILURE;
+  if (!a.read<Holder>(left) || !b.read<Holder>(right)) return AOTI_TORCH_FAILURE;
   const int64_t lanes = a.sizes[0], m = a.sizes[1], k = a.sizes[2], n = b.sizes[2];
   const int64_t sizes[] = {lanes, m, n}, strides[] = {m * n, n, 1};
-  if (aoti_torch_empty_strided(3, sizes, strides, a.dtype, aoti_torch_device_type_cpu(), 0,
-                               product) ||
-      aoti_torch_get_data_ptr(*product, &data))
-    return AOTI_TORCH_FAILURE;
+  if (!make<Holder>(3, sizes, strides, a.dtype, product, &data)) return AOTI_TORCH_FAILURE;
   if (a.dtype == aoti_torch_dtype_float32())
     multiply_all((const float*)a.data, a.strides, (const float*)b.data, b.strides, (float*)data,
                  lanes, m, n, k);
   else if (a.dtype == aoti_torch_dtype_float64())
     multiply_all((const double*)a.data, a.strides, (const double*)b.data, b.strides, (double*)data,
                  lanes, m, n, k);
-  else
+  else if constexpr (std::is_same_v<Holder, Torch>)
     return aoti_torch_cpu_bmm_out(*product, left, right);
+  else
+    return AOTI_TORCH_FAILURE;
   return AOTI_TORCH_SUCCESS;
 }
 
 // The operator sweep::lanes_kept, of one number a lane; a fifth of what PyTorch's own copy takes.
-AOTI_TORCH_EXPORT AOTITorchError aoti_torch_cpu_lanes_kept(AtenTensorHandle numbers,
-                                                           AtenTensorHandle* kept) {
+template <class Holder>
+AOTITorchError lanes_kept(AtenTensorHandle numbers, AtenTensorHandle* kept) {
   Tensor a;
-  int64_t dim;
   void* data;
-  if (!a.read(numbers) || aoti_torch_get_dim(numbers, &dim)) return AOTI_TORCH_FAILURE;
-  const std::vector<int64_t> ones(dim, 1);
-  if (aoti_torch_empty_strided(dim, a.sizes, ones.data(), a.dtype, aoti_torch_device_type_cpu(), 0,
-                               kept) ||
-      aoti_torch_get_data_ptr(*kept, &data))
-    return AOTI_TORCH_FAILURE;
+  if (!a.read<Holder>(numbers)) return AOTI_TORCH_FAILURE;
+  const std::vector<int64_t> ones(a.dim, 1);
+  if (!make<Holder>(a.dim, a.sizes, ones.data(), a.dtype, kept, &data)) return AOTI_TORCH_FAILURE;
   const size_t each = aoti_torch_dtype_element_size(a.dtype);
   for (int64_t lane = 0; lane < a.sizes[0]; lane++)
     std::memcpy((char*)data + lane * each, (char*)a.data + lane * a.strides[0] * each, each);
   return AOTI_TORCH_SUCCESS;
 }
 
-}  // extern "C"
+}  // namespace
+
+OPERATOR(lanes_matmul, (AtenTensorHandle left, AtenTensorHandle right, AtenTensorHandle* product),
+         left, right, product)
+OPERATOR(lanes_kept, (AtenTensorHandle numbers, AtenTensorHandle* kept), numbers, kept)

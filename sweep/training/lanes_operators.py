@@ -26,6 +26,7 @@ NATIVE_SOURCES = [
     for name in (
         "lanes_native.h",
         "lanes_native.cpp",
+        "lanes_tensors.cpp",
         "lanes_steps.cpp",
         "lanes_convolution.cpp",
         "lanes_group_prox.cpp",

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from sweep.problem.group_prox import GROUP_PROX
 from sweep.training import lanes_operators
-from sweep.training.compile_program import make_native
+from sweep.training.compile_program import bound_to_own, make_native
 from sweep.training.lanes_library import CompiledProgram, Turns, load_native
 from sweep.training.lanes_operators import (
     CONVOLVE,
@@ -102,15 +102,18 @@ def test_a_number_that_is_kept_is_the_same_one(native, dtype):
         assert kept.data_ptr() != numbers.data_ptr()
 
 
+def resident_bytes() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="looks into /proc")
 def test_what_was_computed_is_freed_with_its_tensor(native):
     a, resident = torch.ones(1, 1000, 1), []
     for _ in range(2):
         for _ in range(50):
             found = product(native, a, a.mT)
-        resident.append(
-            int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-        )
+        resident.append(resident_bytes())
     assert found._use_count() == 1
     # 50 results of 4 MB were made in between.
     assert resident[1] - resident[0] < 50e6
@@ -278,20 +281,162 @@ AOTITorchError AOTInductorModelContainerRun(void*, AtenTensorHandle* given, size
 """
 
 
+MAKES = """
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <cstring>
+
+#define CHECK(condition) if (!(condition)) return __LINE__
+#define CALL(call) CHECK(!(call))
+
+extern "C" {
+AOTITorchError AOTInductorModelContainerCreateWithDevice(void**, size_t, const char*, const char*) {
+  return 0;
+}
+// Of state (lanes, 4) every number is replaced by the one to its right, by way of tensors and views
+// of all kinds, of whose forms everything is asked.
+AOTITorchError AOTInductorModelContainerRun(void*, AtenTensorHandle* given, size_t n,
+                                            AtenTensorHandle* returned, size_t, void*, void*) {
+  AtenTensorHandle made, turned, copy, blob, more, scalar;
+  int64_t *sizes, *strides, dim, number;
+  int32_t type, device;
+  double *from, *to;
+  CALL(aoti_torch_get_sizes(given[0], &sizes));
+  const int64_t lanes = sizes[0], form[] = {lanes, 4}, rows[] = {4, 1}, columns[] = {4, lanes};
+  const int64_t across[] = {1, 4}, two[] = {3, lanes}, nothing[] = {lanes, 0, 7};
+  const int64_t strides_of_nothing[] = {0, 7, 1};
+  CALL(aoti_torch_get_dtype(given[0], &type));
+  CALL(aoti_torch_get_device_type(given[0], &device));
+  CHECK(n == 1 && type == aoti_torch_dtype_float64() && device == aoti_torch_device_type_cpu());
+  CALL(aoti_torch_get_data_ptr(given[0], (void**)&from));
+  for (int times = 0; times < 50; times++) {
+    CALL(aoti_torch_empty_strided(2, form, rows, type, device, 0, &made));
+    CALL(aoti_torch_get_data_ptr(made, (void**)&to));
+    CHECK((size_t)to % 64 == 0 && to != from);
+    std::memcpy(to, from, lanes * 4 * sizeof(double));
+    CALL(aoti_torch_get_numel(made, &number));
+    CHECK(number == 4 * lanes);
+    CALL(aoti_torch_get_storage_size(made, &number));
+    CHECK(number >= 4 * lanes * 8);
+    CALL(aoti_torch_get_storage_offset(made, &number));
+    CHECK(number == 0);
+    CALL(aoti_torch__reinterpret_tensor(made, 2, columns, across, 0, &turned));
+    // The numbers stay as long as a view of them does.
+    CALL(aoti_torch_new_tensor_handle(turned, &more));
+    CALL(aoti_torch_delete_tensor_object(made));
+    CALL(aoti_torch_delete_tensor_object(turned));
+    CALL(aoti_torch_empty_strided(2, form, rows, type, device, 0, &made));
+    CALL(aoti_torch_get_data_ptr(made, (void**)&to));
+    std::memset(to, 1, lanes * 4 * sizeof(double));
+    CALL(aoti_torch__reinterpret_tensor(more, 2, two, across, 1, &turned));
+    CALL(aoti_torch_delete_tensor_object(more));
+    CALL(aoti_torch_clone(turned, &copy));
+    CALL(aoti_torch_get_dim(copy, &dim));
+    CALL(aoti_torch_get_sizes(copy, &sizes));
+    CALL(aoti_torch_get_strides(copy, &strides));
+    CALL(aoti_torch_get_data_ptr(copy, (void**)&to));
+    CHECK(dim == 2 && sizes[0] == 3 && sizes[1] == lanes);
+    CALL(aoti_torch_delete_tensor_object(turned));
+    for (int64_t lane = 0; lane < lanes; lane++) {
+      const double first = from[4 * lane];
+      for (int i = 0; i < 3; i++) from[4 * lane + i] = to[i * strides[0] + lane * strides[1]];
+      from[4 * lane + 3] = first;
+    }
+    CALL(aoti_torch_delete_tensor_object(copy));
+    CALL(aoti_torch_create_tensor_from_blob(from, 2, form, rows, 1, type, device, 0, &blob));
+    CALL(aoti_torch_get_data_ptr(blob, (void**)&to));
+    CHECK(to == from + 1);
+    CALL(aoti_torch_delete_tensor_object(blob));
+    CALL(aoti_torch_empty_strided(0, nullptr, nullptr, type, device, 0, &scalar));
+    CALL(aoti_torch_get_numel(scalar, &number));
+    CHECK(number == 1);
+    CALL(aoti_torch_delete_tensor_object(scalar));
+    CALL(aoti_torch_empty_strided(3, nothing, strides_of_nothing, type, device, 0, &blob));
+    CALL(aoti_torch_get_numel(blob, &number));
+    CHECK(number == 0);
+    CALL(aoti_torch_delete_tensor_object(blob));
+    CALL(aoti_torch_delete_tensor_object(made));
+  }
+  return aoti_torch_new_tensor_handle(given[0], returned) ||
+         aoti_torch_delete_tensor_object(given[0]);
+}
+}
+"""
+
+
+def made(code: str, directory: Path) -> Path:
+    """A program with the interface of a compiled one, from a few lines of C; beside it `own`, the
+    same program with the native library's own tensors."""
+    source = directory / "source.cpp"
+    source.write_text(code)
+    program = directory / "program.so"
+    assert make_native([source], str(program), str(directory / "scratch"))
+    bound = bound_to_own(program.read_bytes())
+    assert bound != program.read_bytes() and b"\0aoti_torch_get_data_ptr\0" not in bound
+    (directory / "own").write_bytes(bound)
+    return program
+
+
 @pytest.fixture(scope="module")
 def adds(native, tmp_path_factory):
-    """A program with the interface of a compiled one, from a few lines of C."""
-    directory = tmp_path_factory.mktemp("adds")
-    source = directory / "adds.cpp"
-    source.write_text(ADDS)
-    adds = directory / "adds.so"
-    assert make_native([source], str(adds), str(directory / "scratch"))
-    return adds
+    return made(ADDS, tmp_path_factory.mktemp("adds"))
 
 
-@pytest.mark.parametrize("where", ["native", "python"])
+@pytest.fixture(scope="module")
+def makes(native, tmp_path_factory):
+    return made(MAKES, tmp_path_factory.mktemp("makes"))
+
+
+WHERE = ["native", "own", "python"]
+
+
+def loaded(program: Path, native: Path, where: str) -> CompiledProgram:
+    """Stepping natively, with PyTorch's tensors or its own, or from Python."""
+    path = program.with_name("own") if where == "own" else program
+    return CompiledProgram(path, None if where == "python" else load_native(native), 1)
+
+
+@pytest.mark.parametrize("where", WHERE)
+@pytest.mark.parametrize("lanes", [2, 40, 100_000])
+def test_own_tensors_are_what_those_of_pytorch_are(native, makes, where, lanes):
+    program = loaded(makes, native, where)
+    begin = torch.randn(lanes, 4, dtype=torch.float64)
+    state = begin.clone()
+    for _ in range(3):
+        program([state], [])
+    assert torch.equal(state, begin.roll(-150, 1))
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="looks into /proc")
+def test_what_own_tensors_held_is_freed(native, makes):
+    """Of sizes that come and go, on threads that come and go."""
+    program, resident = loaded(makes, native, "own"), []
+    begin = torch.randn(100_000, 4, dtype=torch.float64)
+
+    def run(rounds: int) -> None:
+        for lanes in range(90_000, 90_000 + rounds):
+            program([begin[:lanes]], [])
+
+    for rounds in (2, 20):
+        for _ in range(5):
+            with ThreadPoolExecutor(2) as pool:
+                list(pool.map(run, [rounds] * 2))
+        resident.append(resident_bytes())
+    # 200 sizes of 3 MB were made in between, several of each.
+    assert resident[1] - resident[0] < 100e6
+
+
+def test_a_program_that_calls_more_of_pytorch_is_left_as_it_is(adds):
+    whole = adds.read_bytes()
+    for other in (
+        whole.replace(b"\0aoti_torch_get_dim\0", b"\0aoti_torch_cumsum_\0"),
+        b"MZ" + whole[2:],
+    ):
+        assert other != whole and bound_to_own(other) == other
+
+
+@pytest.mark.parametrize("where", WHERE)
 def test_many_steps_in_a_call_are_those_steps_one_after_the_other(native, adds, where):
-    program = CompiledProgram(adds, load_native(native) if where == "native" else None, 1)
+    program = loaded(adds, native, where)
     state, shared = torch.tensor([1.0, 2.0]).double(), torch.tensor([0.5]).double()
     # Some of all columns, as the lanes of a block are some of all.
     inputs = torch.arange(28.0, dtype=torch.float64).reshape(7, 4)[:, 1:3]
@@ -305,11 +450,11 @@ def test_many_steps_in_a_call_are_those_steps_one_after_the_other(native, adds, 
     assert [t._use_count() for t in (state, inputs, shared)] == counts
 
 
-@pytest.mark.parametrize("where", ["native", "python"])
+@pytest.mark.parametrize("where", WHERE)
 @pytest.mark.parametrize("parts", [1, 3, 100])
 def test_threads_that_share_the_lanes_step_each_of_them_once(native, adds, where, parts):
     """Blocks of unlike sizes, in parts of unlike numbers of steps."""
-    program = CompiledProgram(adds, load_native(native) if where == "native" else None, 1)
+    program = loaded(adds, native, where)
     lanes, steps = 11, 7
     begin = torch.arange(float(lanes), dtype=torch.float64)
     inputs = torch.arange(float(steps * lanes), dtype=torch.float64).reshape(steps, lanes)
@@ -325,9 +470,9 @@ def test_threads_that_share_the_lanes_step_each_of_them_once(native, adds, where
         assert torch.equal(state, expected)
 
 
-@pytest.mark.parametrize("where", ["native", "python"])
+@pytest.mark.parametrize("where", WHERE)
 def test_a_step_that_fails_is_said(native, adds, where):
-    program = CompiledProgram(adds, load_native(native) if where == "native" else None, 1)
+    program = loaded(adds, native, where)
     with pytest.raises(RuntimeError, match="failed"):
         program.steps(
             [torch.zeros(2).double()], [-torch.ones(3, 2).double()], [torch.zeros(1).double()]
