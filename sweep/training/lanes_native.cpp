@@ -15,12 +15,17 @@
 #include <utility>
 #include <vector>
 
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
 namespace {
 
 // Of a matrix so many columns (A) and rows (A, C) are taken at once: what is packed stays in cache.
 constexpr int64_t DEPTH = 256, HEIGHT = 240;
-// What lies within so many bytes is in cache as it is, and is not packed.
-constexpr int64_t NEAR = 32 << 10;
+// What lies within so many bytes is in cache as it is, and is not packed: of B all is read for each
+// tile, of A a part.
+constexpr int64_t NEAR = 32 << 10, NEAR_ROWS = 128 << 10;
 
 template <class T>
 constexpr int64_t WIDTH = 2 * LANES<T>;
@@ -33,6 +38,21 @@ inline __attribute__((always_inline)) typename Vector<T>::type interleave(
 #else
   using Places = typename Vector<std::conditional_t<sizeof(T) == 4, int32_t, int64_t> >::type;
   return __builtin_shuffle(a, b, Places{(first + i / 2 + (i % 2) * LANES<T>)...});
+#endif
+}
+
+// The first `count` numbers of a vector.
+template <class T>
+inline __attribute__((always_inline)) void store_some(typename Vector<T>::type v, int64_t count,
+                                                      T* to) {
+#if defined(__AVX512F__)
+  const unsigned some = (1u << count) - 1;
+  if constexpr (sizeof(T) == 4)
+    _mm512_mask_storeu_ps(to, some, (__m512)v);
+  else
+    _mm512_mask_storeu_pd(to, some, (__m512d)v);
+#else
+  std::memcpy(to, &v, count * sizeof(T));
 #endif
 }
 
@@ -70,15 +90,20 @@ inline __attribute__((always_inline)) void tile(const T* a, int64_t row, int64_t
         *v = add ? *v + sum[r][j] : sum[r][j];
       }
   } else {
-    T rest[R][C * L];
 #pragma GCC unroll 16
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 2
-      for (int j = 0; j < C; j++) *(V*)(rest[r] + j * L) = sum[r][j];
-    for (int r = 0; r < R; r++) {
-      T* to = c + r * stride;
-      for (int64_t j = 0; j < width; j++) to[j] = add ? to[j] + rest[r][j] : rest[r][j];
-    }
+      for (int j = 0; j < C; j++) {
+        T* to = c + r * stride + j * L;
+        const int64_t some = std::min(L, width - j * L);
+        V v = sum[r][j];
+        if (add) {
+          T there[L] = {};
+          std::memcpy(there, to, some * sizeof(T));
+          v += *(V*)there;
+        }
+        store_some<T>(v, some, to);
+      }
   }
 }
 
@@ -92,14 +117,15 @@ inline void tiles(int rows, const T* a, int64_t row, int64_t column, const T* pa
 }
 
 // A square block of as many rows as a vector has numbers, turned round: interleaving the upper half
-// with the lower one as often as that number halves does that.
+// with the lower one as often as that number halves does that. Rows from `count` on are zeros.
 template <class T>
-inline __attribute__((always_inline)) void turn(const T* from, int64_t row, T* to, int64_t stride) {
+inline __attribute__((always_inline)) void turn(const T* from, int64_t row, int64_t count, T* to,
+                                                int64_t stride) {
   using V = typename Vector<T>::type;
   constexpr int L = LANES<T>;
   V v[L], w[L];
 #pragma GCC unroll 16
-  for (int i = 0; i < L; i++) v[i] = *(const V*)(from + i * row);
+  for (int i = 0; i < L; i++) v[i] = i < count ? *(const V*)(from + i * row) : V{};
 #pragma GCC unroll 4
   for (int step = 1; step < L; step *= 2) {
 #pragma GCC unroll 8
@@ -114,22 +140,27 @@ inline __attribute__((always_inline)) void turn(const T* from, int64_t row, T* t
   for (int i = 0; i < L; i++) *(V*)(to + i * stride) = v[i];
 }
 
-// Columns of B side by side, with zeros up to a whole number of vectors.
+// Columns of B side by side, as many as a whole number of vectors has. Of those beyond the width
+// nobody looks at what comes of them.
 template <class T>
 void pack_panel(const T* b, int64_t row, int64_t column, int64_t depth, int64_t width, T* panel) {
   constexpr int64_t W = WIDTH<T>, L = LANES<T>;
-  if (column == 1 && width == W) {
-    for (int64_t k = 0; k < depth; k++) std::memcpy(panel + k * W, b + k * row, W * sizeof(T));
-    return;
-  }
   int64_t k = 0;
-  if (row == 1 && width % L == 0)
-    for (; k + L <= depth; k += L)
+  if (column == 1) {
+    // A whole panel's width, as long as what lies beyond is the row below.
+    if (row + width >= W)
+      for (; k + (width < W) < depth; k++) std::memcpy(panel + k * W, b + k * row, W * sizeof(T));
+  } else if (row == 1 && depth >= L) {
+    // The last of the blocks lies on the one before where they do not fill the depth.
+    for (; k < depth; k += L) {
+      const int64_t top = std::min(k, depth - L);
       for (int64_t j = 0; j < width; j += L)
-        turn<T>(b + k + j * column, column, panel + k * W + j, W);
+        turn<T>(b + top + j * column, column, width - j, panel + top * W + j, W);
+    }
+  }
   for (; k < depth; k++) {
     for (int64_t j = 0; j < width; j++) panel[k * W + j] = b[k * row + j * column];
-    for (int64_t j = width; j < W; j++) panel[k * W + j] = 0;
+    for (int64_t j = width; j % L; j++) panel[k * W + j] = 0;
   }
 }
 
@@ -149,7 +180,7 @@ template <class T>
 void block(const T* a, int64_t row, int64_t column, const T* b, int64_t b_row, int64_t b_column,
            T* c, int64_t m, int64_t n, int64_t depth, T* panel, T* rows, bool add) {
   constexpr int64_t W = WIDTH<T>, L = LANES<T>;
-  const bool is_near = row == 1 && depth * column * (int64_t)sizeof(T) <= NEAR;
+  const bool is_near = row == 1 && depth * column * (int64_t)sizeof(T) <= NEAR_ROWS;
   const bool gather = column != 1 && !is_near;
   if (gather)
     for (int64_t top = 0; top < m; top += ROWS)

@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_map_only
 from sweep.training import lanes_graph
 from sweep.training.batches import FoldTable
 from sweep.training.device import CPU
+from sweep.training.lanes_blocks import Blocks
 from sweep.training.lanes_compile import TRACE_WORTH_SECONDS, Compilation, in_a_line
 from sweep.training.lanes_graph import CapturedStep, NotCapturedError
 from sweep.training.lanes_library import CompiledProgram, Turns
@@ -38,11 +39,7 @@ LEAST_SECONDS = 5e-5
 """No eager step of a lane takes a core less."""
 WARM_UP_CHUNKS = 2
 """The first chunks import and allocate; they are not timed."""
-BLOCKS = (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
-REPEATS, MEASURED_STEPS = 6, 4
 STEP = "step"
-NEAR = 0.97
-"""Times that are so near to each other are the same."""
 TURNS = 16
 """So many turns a thread takes in a chunk: few enough for a block's weights to be of use to it for
 some steps, enough for no thread to wait long for the others' last one."""
@@ -105,8 +102,7 @@ class Stepper:
         self.threads = torch.get_num_threads() if self.device == CPU else 1
         self.pool = ThreadPoolExecutor(self.threads, "lanes", torch.set_num_threads, (1,))
         self._chunks = 0
-        self._block: tuple[int, int] | None = None
-        """(lanes of a block, lanes there were when that was measured)"""
+        self._blocks = Blocks(self.threads)
 
     def compiled(self, name: str = STEP) -> CompiledProgram | None:
         """The compiled program of this name, once it is there."""
@@ -206,55 +202,26 @@ class Stepper:
         state = contiguous(state)
         whole = tensors(state)
         lanes = len(chunk.folds)
+        size = self._blocks.size(lanes)
         # The compiled step takes two lanes or more.
-        n_blocks = max(1, min(-(-lanes // self._block_size(whole, chunk)), lanes // 2))
+        n_blocks = max(1, min(-(-lanes // size), lanes // 2))
         parts = max(1, round(TURNS * self.threads / n_blocks)) if n_blocks > self.threads else 1
         turns = Turns(n_blocks, parts)
         inputs = chunk.stacked()
 
-        def train(_: int) -> None:
+        def train(_: int) -> float:
+            """Seconds of a core that it took."""
+            began = time.thread_time()
             compiled.steps(whole, inputs, self._shared, turns)
+            return time.thread_time() - began
 
         stepping = self.pool.map(train, range(self.threads))
         try:
             meanwhile()
         finally:
-            for _ in stepping:
-                pass
+            seconds = sum(stepping)
+        self._blocks.took(size, seconds / (lanes * len(chunk.rows)))
         return state
-
-    def _block_size(self, state: list[Tensor], chunk: Chunk) -> int:
-        """The number of lanes that a lane's step takes least time with."""
-        lanes = len(chunk.folds)
-        if self._block is None or lanes >= 2 * self._block[1]:
-            self._block = (self._measured(state, chunk), lanes)
-        return self._block[0]
-
-    def _measured(self, state: list[Tensor], chunk: Chunk) -> int:
-        compiled, lanes = self.compiled(), len(chunk.folds)
-        assert compiled is not None
-
-        def seconds(size: int) -> float:
-            part = [t[:size].clone() for t in state]
-            inputs = [t[:MEASURED_STEPS] for t in chunk.stacked(0, size)]
-            compiled.steps(part, inputs, self._shared)
-            taken = []
-            for _ in range(REPEATS):
-                began = time.perf_counter()
-                compiled.steps(part, inputs, self._shared)
-                taken.append(time.perf_counter() - began)
-            return min(taken) / size
-
-        found: dict[int, float] = {}
-        # Each thread is to have a block.
-        most = max(2, -(-lanes // self.threads))
-        for size in (*(b for b in BLOCKS if b < most), most):
-            # All threads at once, as in training: they share what is beyond a core's own cache.
-            found[size] = max(self.pool.map(seconds, [size] * self.threads))
-            if found[size] > min(found.values()) / NEAR**3:
-                break
-        # Of those that are as good the smallest: others need the cache too.
-        return min(size for size in found if found[size] <= min(found.values()) / NEAR)
 
     def _consider_compiling(self, state: State, chunk: Chunk, steps_left: float) -> None:
         """Looks for what was compiled, or starts compiling, where that pays."""

@@ -20,6 +20,7 @@ import torch
 from sweep.spec import load_spec
 from sweep.training import lanes_compile, lanes_operators
 from sweep.training.compile_program import keep_numbers
+from sweep.training.lanes_blocks import TRIES, Blocks
 from sweep.training.lanes_brief import brief
 from sweep.training.lanes_cache import (
     LEFT_SECONDS,
@@ -34,7 +35,7 @@ from sweep.training.lanes_compile import WORTH_A_NODE, WORTH_SECONDS, Compilatio
 from sweep.training.lanes_library import CompiledProgram
 from sweep.training.lanes_member import LaneModel
 from sweep.training.lanes_program import Program
-from sweep.training.lanes_stepper import STEP, Chunk
+from sweep.training.lanes_stepper import STEP
 from sweep.training.lanes_trace import step_function, tensors, trace
 from sweep.training.member import Member
 
@@ -114,19 +115,29 @@ def test_what_a_lane_has_one_number_of_is_computed_before_the_loops_that_need_it
 
 
 @pytest.mark.parametrize("lanes, threads, size", [(9, 3, 3), (10, 3, 4), (2, 2, 2), (8, 1, 8)])
-def test_a_block_is_never_so_large_that_a_thread_has_none(lanes, threads, size, monkeypatch):
-    """Not even where a block takes as long, whatever its size."""
+def test_a_block_is_never_so_large_that_a_thread_has_none(lanes, threads, size):
+    """Not even where that takes least time, nor where lanes have become fewer since."""
+    blocks = Blocks(threads)
+    for _ in range(50):
+        assert blocks.size(lanes) <= size
+        blocks.took(blocks.size(lanes), 1 / blocks.size(lanes))
+    assert blocks.size(lanes) == size
+    assert blocks.size(2) == max(2, 2 // threads)
 
-    class Constant:
-        def steps(self, state, inputs, shared):
-            time.sleep(0.002)
 
-    program, inputs = begun(experiment(BASE), PARAMS, lanes)
-    stepper = program.stepper
-    monkeypatch.setattr(stepper, "compiled", lambda name=STEP: Constant())
-    monkeypatch.setattr(stepper, "threads", threads)
-    chunk = Chunk(inputs.folds, *(t.expand(4, *t.shape) for t in inputs[1:]))
-    assert stepper._block_size(tensors(program.state), chunk) == size
+@pytest.mark.parametrize("seconds, best", [(lambda b: abs(b - 8) + 20, 8), (lambda b: 1.0, 2)])
+def test_blocks_come_to_the_size_that_takes_least_time(seconds, best):
+    """Of those that are as good the smallest; seldom by way of the others, and anew for more."""
+    blocks = Blocks(2)
+    for lanes in (80, 159, 160):
+        tried = []
+        for i in range(100):
+            tried.append(blocks.size(lanes))
+            # Now and then something takes a core.
+            blocks.took(tried[-1], seconds(tried[-1]) * (3 if i % 5 == 4 else 1))
+        assert tried[-50:] == [best] * 50
+        assert (len(set(tried)) > 1) == (lanes != 159)
+        assert all(tried.count(size) <= TRIES for size in set(tried) - {best})
 
 
 def test_what_was_compiled_is_found_by_its_brief_without_tracing(home):
