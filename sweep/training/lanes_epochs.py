@@ -98,6 +98,9 @@ class EpochEnds:
         """Has these lanes scored. Those whose last epoch it was leave their slots, the others get
         the rows of the next.
         """
+        if self.are_apart:
+            # The lanes of a fold are scored together: side by side, they need no other copy.
+            slots = sorted(slots, key=self.seats.table["fold"].__getitem__)
         lanes = [self.seats.lane(slot) for slot in slots]
         table = self.seats.table[slots]
         steps, is_last = table["step"].tolist(), (table["step"] == table["steps"]).tolist()

@@ -215,10 +215,15 @@ class Evaluation:
 
         def measured(part: _Part) -> Tensor:
             # The compiled program takes two lanes or more.
-            index = torch.tensor(part.slots if len(part.slots) > 1 else part.slots * 2)
-            room = self._room(len(index))
+            slots = part.slots if len(part.slots) > 1 else part.slots * 2
+            if slots == list(range(slots[0], slots[0] + len(slots))):
+                taken = [t[slots[0] : slots[0] + len(slots)] for t in of_lanes]
+            else:
+                index = torch.tensor(slots)
+                taken = [t.index_select(0, index) for t in of_lanes]
+            room = self._room(len(slots))
             shared = [t for t in (part.x, part.y, part.weights) if t is not None]
-            program([*(t.index_select(0, index) for t in of_lanes), room], shared)
+            program([*taken, room], shared)
             return room[: len(part.slots)]
 
         return self._each_of(measured, parts)
