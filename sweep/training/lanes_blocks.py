@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 BLOCKS = (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
-TRIES = 3
+TRIES = 6
 """Chunks of steps that a size is tried for."""
-NEAR, FAR = 0.98, 0.85
+NEAR, FAR = 0.99, 0.85
 """Times of which the less is so large a part of the other are the same, or as different as need
 be known."""
 

@@ -33,6 +33,7 @@ class Measured(NamedTuple):
     scores: list[list[float]]
     """NaN if an output is not finite, as `judge` has it."""
     losses: list[float]
+    """0 where the study stops no member early."""
     undefined: list[bool]
     """Whether the score of some lane does not exist although its outputs are finite."""
 
@@ -52,11 +53,13 @@ def measure(
     experiment: Experiment, outputs: Tensor, y: Tensor, weights: Tensor | None
 ) -> Float[Tensor, " n"]:
     """Of one lane's outputs (R, K): the scores `with_formula`, the loss that early stopping looks
-    at, and whether all outputs are finite.
+    at (0 where the study has none), and whether all outputs are finite.
     """
     w = outputs.new_ones(len(outputs)) if weights is None else weights
     scores = [s.tensor(outputs, y, w) for s in with_formula(experiment) if s.tensor is not None]
-    loss = mean_loss(experiment.problem.kind, outputs, y, weights)
+    loss = outputs.new_zeros(())
+    if experiment.spec.train.early_stopping is not None:
+        loss = mean_loss(experiment.problem.kind, outputs, y, weights)
     finite = torch.isfinite(outputs.abs().amax()).to(outputs.dtype)
     return torch.stack([*scores, loss, finite])
 
