@@ -75,15 +75,15 @@ class Case(NamedTuple):
 
 CASES = {
     "40 trials": Case(1.5, 1.5, "mlp", 64, 64, 20, trials=40),
-    "one process": Case(9.0, 20.0, "mlp", 64, 64, 20),
-    "a process a core": Case(4.0, 12.0, "mlp", 64, 64, 20, processes=CORES, peer_trials=8 * CORES),
-    "32-32, batch 32": Case(6.0, 40.0, "mlp", 32, 32, 20),
-    "128-128, batch 128": Case(2.0, 4.0, "mlp", 128, 128, 20),
-    "cnn": Case(0.8, 8.0, "cnn", 32, 64, 6),
+    "one process": Case(15.0, 20.0, "mlp", 64, 64, 20),
+    "a process a core": Case(9.0, 12.0, "mlp", 64, 64, 20, processes=CORES, peer_trials=8 * CORES),
+    "32-32, batch 32": Case(35.0, 40.0, "mlp", 32, 32, 20),
+    "128-128, batch 128": Case(5.0, 4.0, "mlp", 128, 128, 20),
+    "cnn": Case(5.0, 8.0, "cnn", 32, 64, 6),
     "rnn": Case(5.0, 5.0, "rnn", 32, 64, 5, peer_trials=4),
     "gru": Case(5.0, 5.0, "gru", 32, 64, 5, peer_trials=2),
 }
-IN_USE = {"128-128, batch 128": 0.2}
+IN_USE = {"128-128, batch 128": 0.3}
 """The least part of the GEMM rate that is in use while training; aimed at is 0.5."""
 
 
@@ -129,4 +129,4 @@ def test_sweep_against_skorch_and_grid_search(tmp_path: Path) -> None:
     print(f"\nskorch, {os.cpu_count()} cores: {plain:.0f} s (from 8 candidates); ", end="")
     print(f"sweep warm {ours:.1f} s = {plain / ours:.1f}x (aimed at: 15x)")
     ran.check_scores()
-    assert plain / ours >= 6.0
+    assert plain / ours >= 11.0
