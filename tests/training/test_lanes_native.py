@@ -412,17 +412,17 @@ def test_what_own_tensors_held_is_freed(native, makes):
     program, resident = loaded(makes, native, "own"), []
     begin = torch.randn(100_000, 4, dtype=torch.float64)
 
-    def run(rounds: int) -> None:
-        for lanes in range(90_000, 90_000 + rounds):
+    def run(_: int) -> None:
+        for lanes in range(90_000, 90_020):
             program([begin[:lanes]], [])
 
-    for rounds in (2, 20):
+    for _ in range(2):
         for _ in range(5):
             with ThreadPoolExecutor(2) as pool:
-                list(pool.map(run, [rounds] * 2))
+                list(pool.map(run, range(2)))
         resident.append(resident_bytes())
-    # 200 sizes of 3 MB were made in between, several of each.
-    assert resident[1] - resident[0] < 100e6
+    # One that is left of each of the 200 calls in between would be 600 MB; each makes hundreds.
+    assert resident[1] - resident[0] < 200e6
 
 
 def test_a_program_that_calls_more_of_pytorch_is_left_as_it_is(adds):
