@@ -265,11 +265,8 @@ Shape shape_of(int64_t lanes, int64_t rows, int64_t groups, int64_t in, int64_t 
 template <class Holder, class Work>
 AOTITorchError compute(const Tensor& a, const Tensor& b, const int64_t (&sizes)[6],
                        AtenTensorHandle* made, Work work) {
-  int64_t strides[6];
-  for (int64_t axis = 5, apart = 1; axis >= 0; apart *= sizes[axis--]) strides[axis] = apart;
   void* to;
-  if (a.dtype != b.dtype || !make<Holder>(6, sizes, strides, a.dtype, made, &to))
-    return AOTI_TORCH_FAILURE;
+  if (a.dtype != b.dtype || !make<Holder>(6, sizes, a.dtype, made, &to)) return AOTI_TORCH_FAILURE;
   if (a.dtype == aoti_torch_dtype_float32())
     work((const float*)a.data, (const float*)b.data, (float*)to);
   else if (a.dtype == aoti_torch_dtype_float64())

@@ -101,8 +101,7 @@ AOTITorchError group_prox(AtenTensorHandle w_handle, AtenTensorHandle step_handl
   if (!w.read<Holder>(w_handle) || !step.read<Holder>(step_handle) ||
       !weight.read<Holder>(weight_handle) || step.dtype != w.dtype || weight.dtype != w.dtype)
     return AOTI_TORCH_FAILURE;
-  const int64_t strides[] = {w.sizes[1], 1};
-  if (!make<Holder>(2, w.sizes, strides, w.dtype, made, &u)) return AOTI_TORCH_FAILURE;
+  if (!make<Holder>(2, w.sizes, w.dtype, made, &u)) return AOTI_TORCH_FAILURE;
   if (w.dtype == aoti_torch_dtype_float32())
     prox_all(w, step, weight, (float*)u);
   else if (w.dtype == aoti_torch_dtype_float64())

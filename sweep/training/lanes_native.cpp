@@ -13,7 +13,6 @@
 #include <cstring>
 #include <type_traits>
 #include <utility>
-#include <vector>
 
 #if defined(__AVX512F__)
 #include <immintrin.h>
@@ -244,8 +243,8 @@ AOTITorchError lanes_matmul(AtenTensorHandle left, AtenTensorHandle right,
   void* data;
   if (!a.read<Holder>(left) || !b.read<Holder>(right)) return AOTI_TORCH_FAILURE;
   const int64_t lanes = a.sizes[0], m = a.sizes[1], k = a.sizes[2], n = b.sizes[2];
-  const int64_t sizes[] = {lanes, m, n}, strides[] = {m * n, n, 1};
-  if (!make<Holder>(3, sizes, strides, a.dtype, product, &data)) return AOTI_TORCH_FAILURE;
+  const int64_t sizes[] = {lanes, m, n};
+  if (!make<Holder>(3, sizes, a.dtype, product, &data)) return AOTI_TORCH_FAILURE;
   if (a.dtype == aoti_torch_dtype_float32())
     multiply_all((const float*)a.data, a.strides, (const float*)b.data, b.strides, (float*)data,
                  lanes, m, n, k);
@@ -264,9 +263,8 @@ template <class Holder>
 AOTITorchError lanes_kept(AtenTensorHandle numbers, AtenTensorHandle* kept) {
   Tensor a;
   void* data;
-  if (!a.read<Holder>(numbers)) return AOTI_TORCH_FAILURE;
-  const std::vector<int64_t> ones(a.dim, 1);
-  if (!make<Holder>(a.dim, a.sizes, ones.data(), a.dtype, kept, &data)) return AOTI_TORCH_FAILURE;
+  if (!a.read<Holder>(numbers) || !make<Holder>(a.dim, a.sizes, a.dtype, kept, &data))
+    return AOTI_TORCH_FAILURE;
   const size_t each = aoti_torch_dtype_element_size(a.dtype);
   for (int64_t lane = 0; lane < a.sizes[0]; lane++)
     std::memcpy((char*)data + lane * each, (char*)a.data + lane * a.strides[0] * each, each);

@@ -85,10 +85,12 @@ struct Tensor {
   }
 };
 
-// A new tensor, and where its numbers go.
+// A new tensor, a lane's numbers side by side in their order, and where they go.
 template <class Holder>
-bool make(int64_t dim, const int64_t* sizes, const int64_t* strides, int32_t dtype,
-          AtenTensorHandle* made, void** data) {
+bool make(int64_t dim, const int64_t* sizes, int32_t dtype, AtenTensorHandle* made, void** data) {
+  int64_t strides[64];
+  if (dim > 64) return false;
+  for (int64_t axis = dim - 1, apart = 1; axis >= 0; apart *= sizes[axis--]) strides[axis] = apart;
   return !Holder::empty(dim, sizes, strides, dtype, aoti_torch_device_type_cpu(), 0, made) &&
          !Holder::data(*made, data);
 }

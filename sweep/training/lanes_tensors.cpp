@@ -146,7 +146,8 @@ AOTITorchError share(Held* one, int64_t dim, const int64_t* sizes, const int64_t
   return AOTI_TORCH_SUCCESS;
 }
 
-AOTITorchError set(int64_t* to, int64_t value) {
+template <class T>
+AOTITorchError set(T* to, T value) {
   *to = value;
   return AOTI_TORCH_SUCCESS;
 }
@@ -211,28 +212,23 @@ AOTITorchError aoti_sweep_clone(AtenTensorHandle of, AtenTensorHandle* made) {
 }
 
 AOTITorchError aoti_sweep_get_data_ptr(AtenTensorHandle of, void** data) {
-  *data = held(of)->data;
-  return AOTI_TORCH_SUCCESS;
+  return set(data, held(of)->data);
 }
 
 AOTITorchError aoti_sweep_get_sizes(AtenTensorHandle of, int64_t** sizes) {
-  *sizes = held(of)->sizes;
-  return AOTI_TORCH_SUCCESS;
+  return set<int64_t*>(sizes, held(of)->sizes);
 }
 
 AOTITorchError aoti_sweep_get_strides(AtenTensorHandle of, int64_t** strides) {
-  *strides = held(of)->strides;
-  return AOTI_TORCH_SUCCESS;
+  return set<int64_t*>(strides, held(of)->strides);
 }
 
 AOTITorchError aoti_sweep_get_dtype(AtenTensorHandle of, int32_t* dtype) {
-  *dtype = held(of)->dtype;
-  return AOTI_TORCH_SUCCESS;
+  return set(dtype, held(of)->dtype);
 }
 
 AOTITorchError aoti_sweep_get_device_type(AtenTensorHandle, int32_t* device) {
-  *device = aoti_torch_device_type_cpu();
-  return AOTI_TORCH_SUCCESS;
+  return set(device, aoti_torch_device_type_cpu());
 }
 
 AOTITorchError aoti_sweep_get_dim(AtenTensorHandle of, int64_t* dim) {
@@ -246,7 +242,7 @@ AOTITorchError aoti_sweep_get_numel(AtenTensorHandle of, int64_t* numel) {
 }
 
 AOTITorchError aoti_sweep_get_storage_offset(AtenTensorHandle, int64_t* offset) {
-  return set(offset, 0);
+  return set<int64_t>(offset, 0);
 }
 
 AOTITorchError aoti_sweep_get_storage_size(AtenTensorHandle of, int64_t* bytes) {
