@@ -23,6 +23,7 @@ from sweep.training.lanes_stepper import STEP
 from sweep.training.member import Done, Event, Member
 from sweep.training.memory import SHARE, free_bytes, is_out_of_memory, keep_freed_memory, slot_bytes
 from sweep.training.pool import ReferencePool
+from sweep.training.threads import Workers
 from sweep.training.unbatchable import explain, in_short
 
 
@@ -45,6 +46,7 @@ class LanesEngine:
         self.memory = int(SHARE * free_bytes(experiment.device)) if memory is None else memory
         self.reference = ReferencePool(experiment, notice, memory=self.memory)
         self.solver = Solver(experiment, slots)
+        self.workers = Workers(experiment.device)
         keep_freed_memory()
         # It would tell a user to report to PyTorch what this engine measures and decides itself.
         torch._C._functorch._set_vmap_fallback_warning_enabled(False)  # type: ignore[attr-defined]
@@ -147,6 +149,7 @@ class LanesEngine:
         """
         for program in self._programs.values():
             program.stepper.close(finish)
+        self.workers.shutdown()
         self.reference.close()
 
     def advance(self) -> list[Event]:
@@ -188,7 +191,7 @@ class LanesEngine:
 
     def _program(self, model: LaneModel, slots: int) -> Program:
         try:
-            return Program(self.experiment, model, slots, self.compile_when)
+            return Program(self.experiment, model, slots, self.compile_when, self.workers)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Executor
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -34,6 +33,7 @@ from sweep.training.lanes_trace import Traced, trace
 from sweep.training.memory import put_out
 from sweep.training.reference import as_matrix
 from sweep.training.scoring import ScoreUndefined
+from sweep.training.threads import Workers
 
 NUMBERS_AT_ONCE, COMPILED_NUMBERS_AT_ONCE, NUMBERS_ON_DEVICE = 2**22, 2**21, 2**26
 """Numbers put out, over all lanes, of one evaluation call: an eager one is slow to begin, a
@@ -75,11 +75,10 @@ class Evaluation:
         experiment: Experiment,
         module: nn.Module,
         table: FoldTable,
-        pool: Executor,
-        threads: int,
+        workers: Workers,
     ) -> None:
         self.experiment, self.module, self.table = experiment, module, table
-        self.pool, self.threads = pool, threads
+        self.workers = workers
         self.compiled: CompiledProgram | None = None
         self.traced: Traced | None = None
         self.formulas = with_formula(experiment)
@@ -150,7 +149,7 @@ class Evaluation:
         numbers = sum(self._each * len(part.rows) * len(part.slots) for part in parts)
         if self.compiled is None and numbers < NUMBERS_WORTH_THREADS:
             return map(function, parts)
-        return self.pool.map(function, parts)
+        return self.workers.map(function, parts)
 
     def source(self, state: State) -> Callable[[], Traced] | None:
         """Traces `measure` for any number of lanes and rows; None where the score has no formula.
@@ -193,7 +192,7 @@ class Evaluation:
             if self.compiled is not None:
                 # So many parts that no thread waits long for the last of them.
                 fit = COMPILED_NUMBERS_AT_ONCE // (self._each * len(rows))
-                at_once = max(2, min(fit, len(lanes) // (PARTS_A_THREAD * self.threads)))
+                at_once = max(2, min(fit, len(lanes) // (PARTS_A_THREAD * self.workers.count)))
             for part in np.array_split(slots, -(-len(slots) // at_once)):
                 parts.append(_Part(part.tolist(), fold, rows, x, y, weights))
         return parts

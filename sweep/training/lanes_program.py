@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -31,23 +32,37 @@ from sweep.training.lanes_step import LaneStep, State
 from sweep.training.lanes_stepper import Chunk, Stepper
 from sweep.training.lanes_trace import Traced
 from sweep.training.member import Done, Event, Outcome
-from sweep.training.threads import on_threads
+from sweep.training.threads import Workers, on_threads
 
 SLICE_SECONDS = 0.2
 """`advance` returns at least this often, so that its caller stays responsive."""
 SOON = 64
 """Steps that a free slot waits for the end of the others' epoch: lanes that end their epochs
 together are looked at and scored together."""
+LEAST_LANES = 4
+"""Lanes that keep a thread of compiled steps busy."""
 SCORING = "scoring"
 SHRINK = 0.75
 """With this share of its slots in use or less, a program that has no one waiting drops the rest."""
+
+
+class _UnderWay(NamedTuple):
+    """Steps that may be taken by other threads at present; `finish` awaits the state after them."""
+
+    steps: int
+    finish: Callable[[], State]
 
 
 class Program:
     """Slots, who is in them, and the step that trains them all."""
 
     def __init__(
-        self, experiment: Experiment, model: LaneModel, slots: int, compile_when: str = "never"
+        self,
+        experiment: Experiment,
+        model: LaneModel,
+        slots: int,
+        compile_when: str = "never",
+        workers: Workers | None = None,
     ) -> None:
         setting = model.member.setting
         self.experiment, self.max_slots = experiment, slots
@@ -62,20 +77,22 @@ class Program:
         if start.traits.rows_interact:
             self.batch = model.plan.batch
         table = FoldTable.of(experiment)
+        workers = workers or Workers(experiment.device)
         self.stepper = Stepper(
             step,
             table,
             compile_when,
             brief=lambda: brief(experiment, model, self.batch),
             more=self._scoring_source,
+            workers=workers,
         )
-        stepper = self.stepper
-        self.evaluation = Evaluation(experiment, start.module, table, stepper.pool, stepper.threads)
+        self.evaluation = Evaluation(experiment, start.module, table, workers)
         self.orders = BatchOrders(experiment, self.batch)
         self.ends = EpochEnds(
             experiment, self.evaluation, self.seats, self.orders, start.penalized, self._free
         )
         self.state: State | None = None
+        self._under_way: _UnderWay | None = None
         self.to_come = 0.0
         self.most_used = 0
         """Slots there have been at most."""
@@ -108,19 +125,20 @@ class Program:
         self.limits.pop(name, None)
 
     def advance(self) -> list[Event]:
-        """Trains until something happens, or for `SLICE_SECONDS`."""
+        """Trains until something happens, or for `SLICE_SECONDS`.
+
+        What is compiled goes on meanwhile on threads of its own: whatever happened is dealt with
+        while the next steps are taken.
+        """
         until = time.monotonic() + SLICE_SECONDS
         events: list[Event] = []
         # What is compiled keeps every core busy: what is done beside it has none to share with.
         with on_threads(1 if self.stepper.is_compiled else None):
             while self.pending and not events:
-                events = self._stopped()
+                events = self.finish() + self._stopped()
                 self._fill()
-                if len(self.seats.taken):
-                    events += self._train_chunk()
-                    events += self._look()
-                else:
-                    events += self.ends.settle()
+                self._begin()
+                events += self.ends.settle()
                 if time.monotonic() > until:
                     break
         return events
@@ -131,7 +149,7 @@ class Program:
         """Gives free slots to waiting members, and drops slots that nobody needs."""
         used, size = self.seats.taken, len(self.seats)
         new = min(len(self.waiting), self.max_slots - len(used))
-        if new and self._epoch_ends_soon() and 2 * len(used) >= size:
+        if new and self._epoch_ends_soon() and self._is_enough(len(used)):
             new = 0
         # The compiled step takes two lanes or more.
         wanted = max(len(used) + new, min(2, self.max_slots))
@@ -141,9 +159,20 @@ class Program:
             self._load([(slot, self.waiting.popleft()) for slot in self.seats.free[:new].tolist()])
 
     def _epoch_ends_soon(self) -> bool:
-        """Whether some lane is in the midst of an epoch, and not far from its end."""
+        """Whether the next lane to end its epoch is in the midst of it, and not far from its end:
+        who takes a slot then will end with it, and be scored with it.
+        """
         left = self.seats.nearest_end()
-        return left is not None and left <= SOON
+        return left is not None and 0 < left <= SOON
+
+    def _is_enough(self, used: int) -> bool:
+        """Whether so many lanes, for some steps, leave hardly anything undone that more would do.
+
+        Compiled, it is as much work with few as with many, as long as each thread has some.
+        """
+        if self.stepper.is_compiled:
+            return used >= LEAST_LANES * self.stepper.threads
+        return 2 * used >= len(self.seats)
 
     def _resize(self, used: Sequence[int], size: int) -> None:
         self.seats.resize(used, size)
@@ -183,24 +212,26 @@ class Program:
 
     # Training.
 
-    def _train_chunk(self) -> list[Event]:
-        """Steps every lane until the first of them ends an epoch or meets its limit. Meanwhile it
-        finds out what came of the lanes that ended an epoch before.
-        """
-        events: list[Event] = []
-
-        def settle() -> None:
-            events.extend(self.ends.settle())
-
+    def _begin(self) -> None:
+        """Begins to step every lane until the first of them ends an epoch or meets its limit."""
+        if not len(self.seats.taken):
+            return
         assert self.state is not None
         steps = self.seats.steps_to_come(self.stepper.steps_at_once)
         chunk, left = self._chunk(steps), self._steps_left()
-        self.state = self.stepper.run(self.state, chunk, left, meanwhile=settle)
+        self._under_way = _UnderWay(steps, self.stepper.begin(self.state, chunk, left))
+
+    def finish(self) -> list[Event]:
+        """Waits for the steps that are under way, if any are; what happened in them."""
+        if self._under_way is None:
+            return []
+        under_way, self._under_way = self._under_way, None
+        self.state = under_way.finish()
         self.evaluation.compiled = self.stepper.compiled(SCORING)
         self.evaluation.traced = self.stepper.traced(SCORING)
-        self.seats.advance(steps)
-        self.trained += steps * len(self.seats.taken)
-        return events
+        self.seats.advance(under_way.steps)
+        self.trained += under_way.steps * len(self.seats.taken)
+        return self._look()
 
     def _scoring_source(self, state: State) -> dict[str, Callable[[], Traced]]:
         source = self.evaluation.source(state)
@@ -233,7 +264,7 @@ class Program:
     # Looking.
 
     def _look(self) -> list[Event]:
-        """What happened in the last chunk: divergence, ends of epochs, limits."""
+        """What happened in the last chunk: divergence and ends of epochs."""
         assert self.state is not None
         events: list[Event] = []
         codes = self.state.watch.code.cpu().numpy()
@@ -246,7 +277,7 @@ class Program:
             self.ends.begin(self.state, ended)
             if not self.ends.are_apart:
                 events += self.ends.settle()
-        return events + self._stopped()
+        return events
 
     def _stopped(self) -> list[Event]:
         """Members that have come to their limit; what is known of their last epoch comes first."""

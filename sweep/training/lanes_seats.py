@@ -103,10 +103,9 @@ class Seats:
         return int((seats["steps"] - seats["step"]).sum())
 
     def nearest_end(self) -> int | None:
-        """Updates until the first epoch ends of those that are in the midst of one."""
+        """Updates until the first of their epochs ends; 0 where one is about to begin."""
         seats = self.table[self.taken]
-        within = seats["step"] % seats["per_epoch"]
-        left = (seats["per_epoch"] - within)[within > 0]
+        left = -seats["step"] % seats["per_epoch"]
         return int(left.min()) if len(left) else None
 
     def at_epochs_end(self) -> Slots:

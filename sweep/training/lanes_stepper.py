@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, wait
 from typing import NamedTuple
 
 import torch
@@ -30,7 +30,7 @@ from sweep.training.lanes_graph import CapturedStep, NotCapturedError
 from sweep.training.lanes_library import CompiledProgram, Turns
 from sweep.training.lanes_step import LaneStep, State, StepInputs
 from sweep.training.lanes_trace import Traced, step_function, tensors, trace
-from sweep.training.threads import on_threads
+from sweep.training.threads import Workers, on_threads
 
 CHUNK_SECONDS, MOST_STEPS, FIRST_STEPS = 0.1, 64, 4
 """A chunk of steps, between two looks at the divergence flags, takes about so long, and has at
@@ -64,6 +64,14 @@ class Chunk(NamedTuple):
         return (StepInputs(*step) for step in zip(*self.stacked(), strict=True))
 
 
+class _Times(NamedTuple):
+    """Of a thread's share of a chunk, in seconds: by the clock, and by what its core did."""
+
+    began: float
+    ended: float
+    core: float
+
+
 def contiguous(state: State) -> State:
     """A state that may be changed in place: torch.func may leave tensors transposed or expanded."""
     made: State = tree_map_only(Tensor, Tensor.contiguous, state)
@@ -89,6 +97,7 @@ class Stepper:
         compile_when: str,
         brief: Callable[[], str | None],
         more: Callable[[State], Mapping[str, Callable[[], Traced]]],
+        workers: Workers,
     ) -> None:
         self.step, self.table, self.compile_when = step, table, compile_when
         self.brief, self._more = brief, more
@@ -99,9 +108,9 @@ class Stepper:
         self.captures = compile_when != "never" and lanes_graph.can_capture(self.device)
         self._captured: CapturedStep | None = None
         self._not_captured: dict[str, str] = {}
-        self.threads = torch.get_num_threads() if self.device == CPU else 1
-        self.pool = ThreadPoolExecutor(self.threads, "lanes", torch.set_num_threads, (1,))
+        self.workers, self.threads = workers, workers.count
         self._chunks = 0
+        self._stepping: list[Future[_Times]] = []
         self._blocks = Blocks(self.threads)
 
     def compiled(self, name: str = STEP) -> CompiledProgram | None:
@@ -135,34 +144,34 @@ class Stepper:
             return FIRST_STEPS
         return max(1, min(MOST_STEPS, round(CHUNK_SECONDS / self.step_seconds)))
 
-    def run(
-        self,
-        state: State,
-        chunk: Chunk,
-        steps_left: float,
-        meanwhile: Callable[[], None] = lambda: None,
-    ) -> State:
-        """The state after the chunk's steps. `steps_left` are to come, this chunk included.
-        `meanwhile` is called once: while other threads step, if they do.
+    def begin(self, state: State, chunk: Chunk, steps_left: float) -> Callable[[], State]:
+        """Begins the chunk's steps; `steps_left` are to come, these included.
+
+        Whoever calls what is returned gets the state after them. Until then, where they are
+        compiled, other threads change the one before.
         """
         self._consider_compiling(state, chunk, steps_left)
-        was_compiled, began = self.is_compiled, time.perf_counter()
-        if was_compiled:
-            state = self._run_compiled(state, chunk, meanwhile)
-        else:
-            meanwhile()
-            state = (self._run_captured if self.captures else self._run)(state, chunk)
+        if self.is_compiled:
+            return self._begin_compiled(state, chunk)
+        return lambda: self._run(state, chunk)
+
+    def _run(self, state: State, chunk: Chunk) -> State:
+        began = time.perf_counter()
+        state = (self._run_captured if self.captures else self._run_eagerly)(state, chunk)
         if self.device.type == "cuda":
             # Else the time taken would be that of asking for it.
             torch.cuda.synchronize(self.device)
         self._chunks += 1
-        if was_compiled or self._chunks > WARM_UP_CHUNKS:
-            seconds = (time.perf_counter() - began) / len(chunk.rows)
-            self.step_seconds = min(seconds, self.step_seconds or seconds)
+        if self._chunks > WARM_UP_CHUNKS:
+            self._took(chunk, time.perf_counter() - began)
         return state
 
-    def _run(self, state: State, chunk: Chunk) -> State:
-        """Eagerly: operation by operation of the traced step, once there is one.
+    def _took(self, chunk: Chunk, seconds: float) -> None:
+        a_step = seconds / len(chunk.rows)
+        self.step_seconds = min(a_step, self.step_seconds or a_step)
+
+    def _run_eagerly(self, state: State, chunk: Chunk) -> State:
+        """Operation by operation of the traced step, once there is one.
 
         Else by torch.func, which takes as long again to find out what to do as to do it.
         """
@@ -191,12 +200,12 @@ class Stepper:
             except NotCapturedError as error:
                 self.captures = False
                 self._not_captured = {STEP: in_a_line(error)}
-                return self._run(state, chunk)
+                return self._run_eagerly(state, chunk)
         for inputs in chunk.inputs():
             self._captured(inputs)
         return state
 
-    def _run_compiled(self, state: State, chunk: Chunk, meanwhile: Callable[[], None]) -> State:
+    def _begin_compiled(self, state: State, chunk: Chunk) -> Callable[[], State]:
         compiled = self.compiled()
         assert compiled is not None
         state = contiguous(state)
@@ -209,19 +218,21 @@ class Stepper:
         turns = Turns(n_blocks, parts)
         inputs = chunk.stacked()
 
-        def train(_: int) -> float:
-            """Seconds of a core that it took."""
-            began = time.thread_time()
+        def train() -> _Times:
+            began, core_began = time.perf_counter(), time.thread_time()
             compiled.steps(whole, inputs, self._shared, turns)
-            return time.thread_time() - began
+            return _Times(began, time.perf_counter(), time.thread_time() - core_began)
 
-        stepping = self.pool.map(train, range(self.threads))
-        try:
-            meanwhile()
-        finally:
-            seconds = sum(stepping)
-        self._blocks.took(size, seconds / (lanes * len(chunk.rows)))
-        return state
+        self._stepping = [self.workers.submit(train) for _ in range(self.threads)]
+        stepping = self._stepping
+
+        def finish() -> State:
+            began, ended, core = zip(*(future.result() for future in stepping), strict=True)
+            self._took(chunk, max(ended) - min(began))
+            self._blocks.took(size, sum(core) / (lanes * len(chunk.rows)))
+            return state
+
+        return finish
 
     def _consider_compiling(self, state: State, chunk: Chunk, steps_left: float) -> None:
         """Looks for what was compiled, or starts compiling, where that pays."""
@@ -254,8 +265,12 @@ class Stepper:
         function = step_function(self.step, state, inputs, self.table)
         return lambda: trace(function, tensors((state, inputs)), self._shared)
 
+    def wait(self) -> None:
+        """Until no other thread steps."""
+        wait(self._stepping)
+
     def close(self, finish: bool = False) -> None:
         """Nothing more will be stepped; what is being compiled may `finish`."""
-        self.pool.shutdown()
+        self.wait()
         if self.compilation is not None:
             self.compilation.close(finish)

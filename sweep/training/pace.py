@@ -249,6 +249,7 @@ def _score_seconds(program: Program) -> float:
     if not lanes or program.state is None:
         return 0.0
     taken = []
+    program.stepper.wait()
     for _ in range(3):  # The first time gathers the rows.
         began = time.perf_counter()
         program.evaluation.scores(lanes, program.state, "test", [program.experiment.score])
