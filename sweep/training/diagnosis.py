@@ -73,7 +73,7 @@ def make_recipe(setting: Setting, rates: Sequence[float]) -> Recipe:
 def recorded(watch: Watch, last: int) -> tuple[list[float], list[float]]:
     """The last steps up to `last` of loss and gradient norm, oldest first."""
     steps = range(max(0, last - RECORD + 1), last + 1)
-    rows = [watch.record[s % RECORD].tolist() for s in steps]
+    rows = [watch.record[:, s % RECORD].tolist() for s in steps]
     return [r[0] for r in rows], [r[1] for r in rows]
 
 

@@ -83,7 +83,7 @@ class Watch(NamedTuple):
     bad_peaks: Float[Tensor, P]
     sizes: Float[Tensor, P]
     growth: Float[Tensor, P]
-    record: Float[Tensor, "R 2"]
+    record: Float[Tensor, "2 R"]
 
 
 def new_watch(sizes: Float[Tensor, P]) -> Watch:
@@ -101,7 +101,7 @@ def new_watch(sizes: Float[Tensor, P]) -> Watch:
         bad_peaks=torch.zeros_like(sizes),
         sizes=sizes.clone(),
         growth=torch.ones_like(sizes),
-        record=sizes.new_full((RECORD, 2), torch.nan),
+        record=sizes.new_full((2, RECORD), torch.nan),
     )
 
 
@@ -168,8 +168,8 @@ def observe(
     # Later steps would show what the first tensor to run away has done to the others.
     calm = (norm <= away) | (watch.peaks.amax() <= away)
     steady = running & (norm <= away)
-    place = (watch.step % RECORD).reshape(1, 1).expand(1, 2)
-    entry = torch.where(running, torch.stack([loss, norm]), watch.record.gather(0, place)[0])
+    place = (watch.step % RECORD).reshape(1, 1).expand(2, 1)
+    entry = torch.where(running, torch.stack([loss, norm]), watch.record.gather(1, place)[:, 0])
     return Watch(
         code=torch.where(running, code, watch.code),
         # A run's step stays at its first bad one: the updates completed before it.
@@ -183,7 +183,7 @@ def observe(
         bad_peaks=torch.where(running, peaks, watch.bad_peaks),
         sizes=torch.where(steady, watch.sizes + (sizes - watch.sizes) / RECORD, watch.sizes),
         growth=torch.where(steady, growth_of(sizes, watch.sizes), watch.growth),
-        record=watch.record.scatter(0, place, entry.unsqueeze(0)),
+        record=watch.record.scatter(1, place, entry.unsqueeze(1)),
     )
 
 

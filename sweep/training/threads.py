@@ -18,7 +18,11 @@ class Workers(ThreadPoolExecutor):
 
     def __init__(self, device: torch.device) -> None:
         self.count = torch.get_num_threads() if device == CPU else 1
-        super().__init__(self.count, "lanes", torch.set_num_threads, (1,))
+        super().__init__(self.count, "lanes", self.begin)
+
+    def begin(self) -> None:
+        """What each of them does first."""
+        torch.set_num_threads(1)
 
 
 @contextlib.contextmanager

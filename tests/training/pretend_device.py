@@ -9,7 +9,6 @@ is used but the name.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
@@ -19,7 +18,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from sweep.training import lanes_stepper
+from sweep.training.threads import Workers
 
 PRETEND = torch.device("lazy")
 aten = torch.ops.aten
@@ -70,7 +69,7 @@ def pretend_device() -> Iterator[torch.device]:
     """The device is there."""
     WAITS.clear()
     # Lanes are scored by a thread of their own.
-    with _Device(), patch.object(lanes_stepper, "ThreadPoolExecutor", _Pool):
+    with _Device(), patch.object(Workers, "begin", lambda workers: _Device().__enter__()):
         yield PRETEND
 
 
@@ -89,11 +88,6 @@ class _Device(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None):
         return _call(function, args, kwargs or {})
-
-
-class _Pool(ThreadPoolExecutor):
-    def __init__(self, threads: int, *_: Any) -> None:
-        super().__init__(threads, initializer=_Device().__enter__)
 
 
 def _call(function: Any, args: Any, kwargs: dict[str, Any]) -> Any:

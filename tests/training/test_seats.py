@@ -79,8 +79,8 @@ def check(seats, alone):
     assert seats.steps_left() == sum(one.steps - one.step for one in taken.values())
     left = [min(one.per_epoch - one.within, one.limit - one.step) for one in taken.values()]
     assert seats.steps_to_come(5) == min([5, *left])
-    midst = [one.per_epoch - one.within for one in taken.values() if one.within]
-    assert seats.nearest_end() == min(midst, default=None)
+    to_end = [one.per_epoch - one.within if one.within else 0 for one in taken.values()]
+    assert seats.nearest_end() == min(to_end, default=None)
     ended = [slot for slot, one in taken.items() if one.step and not one.within]
     assert seats.at_epochs_end().tolist() == ended
     assert seats.at_limit().tolist() == [s for s, one in taken.items() if one.step >= one.limit]
