@@ -139,6 +139,8 @@ class Mirror:
         self._begin()
         rank = self._rank.get(number)
         assert rank is not None, f"trial {number} was neither asked nor adopted"
+        if not self._pruning.prunes:
+            return False
         n_seen = max(0, rank + 1 - self._concurrency)
         trial = self._frozen(number, TrialState.RUNNING, {})
         return self._pruning.decide(trial, step, value, n_seen)

@@ -68,12 +68,17 @@ class Pruning:
         self._visible: list[FrozenTrial] = []
         self._elsewhere: list[FrozenTrial] = []
 
+    @property
+    def prunes(self) -> bool:
+        """Whether any trial may be pruned."""
+        return self._name != "none"
+
     def decide(self, trial: FrozenTrial, step: int, value: float, n_seen: int) -> bool:
         """Whether to prune `trial` now that it reports `value`; the first `n_seen` results count.
 
         `trial` is RUNNING; its intermediate values are collected over the calls.
         """
-        if self._name == "none" or not math.isfinite(value):
+        if not self.prunes or not math.isfinite(value):
             return False
         current = self._current.setdefault(trial.number, _copy(trial))
         current.intermediate_values[step] = float(value)
