@@ -1,8 +1,8 @@
 """What becomes of lanes that end an epoch: they are scored, and go on or are done.
 
-Where scores are compiled they are computed from a copy, while the lanes take their next steps: what
-came of an epoch is known a chunk of steps later. Elsewhere, and where what they come to decides
-whether a member goes on (early stopping), they are awaited.
+Where scores are compiled they are computed from a copy, and the lanes' next steps begin before they
+are known. Elsewhere, and where what they come to decides whether a member goes on (early stopping),
+they are awaited first.
 """
 
 from __future__ import annotations
@@ -79,20 +79,9 @@ class EpochEnds:
         self._scored: _Scored | None = None
 
     @property
-    def unseated(self) -> int:
-        """Members that have no slot any more, and whose end is not known yet."""
-        return sum(one.is_last for one in self._scored.ended) if self._scored else 0
-
-    @property
     def are_apart(self) -> bool:
         """Whether lanes may go on while their scores are computed."""
         return self.evaluation.compiled is not None and not self.best
-
-    def forget(self, name: tuple[int, int]) -> None:
-        """Nothing more is wanted of this member."""
-        if self._scored is not None:
-            kept = [one for one in self._scored.ended if one.lane.model.member.name != name]
-            self._scored.ended = kept
 
     def begin(self, state: State, slots: Sequence[int]) -> None:
         """Has these lanes scored. Those whose last epoch it was leave their slots, the others get
@@ -130,7 +119,7 @@ class EpochEnds:
     def settle(self) -> list[Event]:
         """What came of the lanes that `begin` was given last: it waits for their scores."""
         scored, self._scored = self._scored, None
-        if scored is None or not scored.ended:
+        if scored is None:
             return []
         scores = scored.test()
         by_place = {one.place: one.lane for one in scored.ended}

@@ -101,7 +101,7 @@ class Program:
 
     @property
     def pending(self) -> int:
-        return len(self.waiting) + len(self.seats.taken) + self.ends.unseated
+        return len(self.waiting) + len(self.seats.taken)
 
     def models(self) -> list[LaneModel]:
         seated = [lane.model for lane in self.seats.lanes if lane is not None]
@@ -121,7 +121,6 @@ class Program:
         if slot is not None:
             self._free(slot)
         self.waiting = deque(m for m in self.waiting if m.member.name != name)
-        self.ends.forget(name)
         self.limits.pop(name, None)
 
     def advance(self) -> list[Event]:

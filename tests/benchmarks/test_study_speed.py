@@ -27,7 +27,7 @@ MLP = STUDIES / "digits_mlp.yaml"
 GRID = [
     "sampler=grid",
     "regularizer=l2",
-    "lambda={low: 0.0001, high: 0.01, step: 0.0001}",
+    "lambda={low: 0.00001, high: 0.01, step: 0.00001}",
     "train.clip_norm=null",
 ]
 SPACE = distributions(load_spec(MLP).spec)
@@ -35,20 +35,28 @@ RATES = {"none diverges": "[0.05, 0.04]", "half diverges": "[0.05, 1.0e+6]"}
 
 
 def test_trials_that_diverge_at_once_free_their_place(tmp_path: Path) -> None:
-    """Of 200 trials half explode in their first epoch; aimed at is 0.6 of the time."""
-    env, seconds = environment(tmp_path / "cache"), {}
-    for turn in ("first", "again"):
+    """Half of the trials explode in their first epoch; aimed at is 0.6 of the time.
+
+    Of few trials the start, which is the same for all, has a large share.
+    """
+    env = environment(tmp_path / "cache")
+    for turn, trials, most in (("first", 200, 1.0), ("again", 200, 0.75), ("many", 1000, 0.65)):
+        seconds = {}
         for name, rates in RATES.items():
             database = tmp_path / f"{turn} {name}.db"
-            command = sweep(MLP, database, 200, *GRID, f"train.learning_rate={{choices: {rates}}}")
-            seconds[name], _ = run(command, env)
+            rate = f"train.learning_rate={{choices: {rates}}}"
+            seconds[name], _ = run(sweep(MLP, database, trials, *GRID, rate), env)
             with Store.open(f"sqlite:///{database}") as store:
                 counts = store.counts(store.study_id("digits-mlp"))
-            assert counts["FAIL"] == (100 if name == "half diverges" else 0)
-            assert counts["COMPLETE"] + counts["FAIL"] == 200
-    ratio = seconds["half diverges"] / seconds["none diverges"]
-    print(f"\n{ratio:.2f} of the time ({', '.join(f'{n}: {s:.1f} s' for n, s in seconds.items())})")
-    assert ratio <= 0.75
+            if name == "none diverges":
+                assert counts["FAIL"] == 0
+            else:
+                assert 0.45 * trials <= counts["FAIL"] <= 0.55 * trials
+            assert counts["COMPLETE"] + counts["FAIL"] == trials
+        ratio = seconds["half diverges"] / seconds["none diverges"]
+        taken = ", ".join(f"{n}: {s:.1f} s" for n, s in seconds.items())
+        print(f"\n{turn} {trials} trials: {ratio:.2f} of the time ({taken})")
+        assert ratio <= most
 
 
 def drawn(rng: random.Random) -> dict:

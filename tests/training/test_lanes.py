@@ -1,12 +1,14 @@
 """The batched engine's own laws: slots, refilling, modules that cannot be batched."""
 
 import sys
+import threading
 
 import numpy as np
 import pytest
 
 from sweep.training import lanes_operators
 from sweep.training.lanes import LanesEngine
+from sweep.training.lanes_library import CompiledProgram
 from sweep.training.lanes_member import LaneModel
 from sweep.training.lanes_program import Program
 from sweep.training.lanes_stepper import STEP
@@ -102,21 +104,6 @@ def test_an_epoch_before_a_limit_is_known_before_its_member_ends(scored):
         events += engine.advance()
     assert [getattr(event, "epoch", None) for event in events] == [0, 1, None]
     assert events[-1].outcome.stopped
-
-
-def test_a_member_removed_while_its_last_scores_are_computed_is_gone(scored):
-    exp = experiment(BASE)
-    engine = LanesEngine(exp, 2)
-    for trial in range(2):
-        engine.add(Member(trial, 0, exp.spec.setting({"learning_rate": 0.05})))
-    (program,) = engine.programs
-    while engine.pending and not program.ends.unseated:
-        engine.advance()
-    engine.remove((0, 0))
-    events = []
-    while engine.pending:
-        events += engine.advance()
-    assert all(event.member.trial == 1 for event in events)
 
 
 def test_a_member_that_is_removed_leaves_the_others_as_they_are(scored):
@@ -266,3 +253,58 @@ def test_a_free_slot_is_filled_when_the_others_epoch_ends_so_that_lanes_stay_in_
         at = program.seats.table[program.seats.taken]
         assert len(set(at["step"] % at["per_epoch"])) <= 1
     assert left and joined
+
+
+def test_a_free_slot_is_filled_where_any_epoch_begins_also_between_lanes_out_of_step():
+    """Some lane is always in the midst of its epoch then, and near its end."""
+    # An epoch is longer than the first chunk.
+    exp = experiment(merge(BASE, train={"batch_size": 2}))
+    rates = [0.05, 1e200, 1e200, 1e200, 0.05, 1e200, 1e200, 0.05]
+    setting = exp.spec.setting
+    models = [
+        LaneModel.build(exp, Member(trial, 0, setting({"learning_rate": rate})))
+        for trial, rate in enumerate(rates)
+    ]
+    program = Program(exp, models[0], 4)
+    program.waiting.extend(models)
+    phases = set()
+    while program.waiting:
+        program.advance()
+        at = program.seats.table[program.seats.taken]
+        phases.add(len(set(at["step"] % at["per_epoch"])))
+    seated = [lane.model for lane in program.seats.lanes if lane is not None]
+    assert 2 in phases
+    assert models[0] in seated and models[4] in seated and models[7] in seated
+
+
+def test_compiled_steps_go_on_while_what_came_of_the_last_ones_is_dealt_with(monkeypatch):
+    exp = experiment({**BASE, **COMPILED["mlp with everything"]})
+    notices = []
+    engine = LanesEngine(exp, 6, notices.append, compile_when="always")
+    params = {"learning_rate": 0.05, "lambda": 0.01, "regularizer": "l2", "clip_norm": None}
+    for fold in range(3):
+        engine.add(Member(0, fold, exp.spec.setting(params)))
+    while not (events := engine.advance()):
+        pass
+    if any("compiler" in text for text in notices):
+        pytest.skip("no C++ compiler here: training stays eager")
+    begun, may_go_on, steps = threading.Event(), threading.Event(), CompiledProgram.steps
+
+    def held_up(self, state, inputs, *more):
+        if inputs:
+            begun.set()
+            assert may_go_on.wait(60)
+        steps(self, state, inputs, *more)
+
+    monkeypatch.setattr(CompiledProgram, "steps", held_up)
+    while len({event.epoch for event in events}) < 2:
+        events += engine.advance()
+    # What the second epoch came to is known, and the third has begun.
+    assert begun.wait(60) and not may_go_on.is_set()
+    may_go_on.set()
+    while engine.pending:
+        events += engine.advance()
+    engine.close()
+    outcomes = {e.member.fold: e.outcome.score for e in events if not hasattr(e, "epoch")}
+    alone = train(exp, {0: params}, "reference")[0]
+    np.testing.assert_allclose([outcomes[k] for k in range(3)], alone.fold_scores, rtol=1e-9)
