@@ -8,6 +8,7 @@ from scipy.special import expit, softmax
 from sklearn.metrics import log_loss, mean_squared_error
 from torch import Tensor
 from torch.func import grad, vmap
+from torch.nn import functional as F
 
 from sweep.problem.losses import loss_per_sample
 
@@ -51,3 +52,25 @@ def test_vmapped_loss_and_gradient_equal_looped(kind: str):
 def test_large_logits_keep_a_finite_loss(kind: str):
     outputs, y = rows(kind)
     assert torch.isfinite(loss_per_sample(kind, outputs.float() * 1e30, y)).all()
+
+
+@pytest.mark.parametrize("size", [1.0, 1e3, 1e30, 1e300])
+def test_the_loss_of_classes_and_its_gradient_are_torchs(size: float):
+    outputs, y = rows("multiclass")
+    outputs = outputs * size
+
+    def total(f: Tensor) -> Tensor:
+        return loss_per_sample("multiclass", f, y).sum()
+
+    expected = F.cross_entropy(outputs, y, reduction="none")
+    torch.testing.assert_close(loss_per_sample("multiclass", outputs, y), expected)
+    by_torch = grad(lambda f: F.cross_entropy(f, y, reduction="sum"))(outputs)
+    torch.testing.assert_close(grad(total)(outputs), by_torch)
+
+
+@pytest.mark.parametrize("logit", [torch.inf, -torch.inf, torch.nan])
+@pytest.mark.parametrize("label", [0, 1])
+def test_the_loss_of_classes_is_finite_where_torchs_is(logit: float, label: int):
+    outputs, y = torch.tensor([[logit, 1.0, 2.0]]), torch.tensor([label])
+    found, expected = loss_per_sample("multiclass", outputs, y), F.cross_entropy(outputs, y)
+    torch.testing.assert_close(found[0], expected, equal_nan=True)
