@@ -23,6 +23,9 @@ from sweep.store.note import write_figure, write_note
 from sweep.store.storage import Store
 
 SECONDS_BETWEEN_NOTES = 30.0
+SHARE = 0.05
+"""Of the time between two notes, writing one takes no more: of thousands of trials it takes
+seconds, in which no trials are chosen."""
 HEADING = "### Kept up to date by sweep"
 """What stands above it in a note is somebody's own, and stays."""
 
@@ -30,8 +33,9 @@ HEADING = "### Kept up to date by sweep"
 class Notes:
     """An observer that keeps the note of the study that is run, and passes everything on.
 
-    The note is written at the first update, at most every 30 s during the run when something
-    has finished, and on leaving. A note that cannot be written is reported once and stops nothing.
+    The note is written at the first update of a new study (one that goes on has the note of the
+    run before), at most every 30 s during the run when something has finished, and on leaving. A
+    note that cannot be written is reported once and stops nothing.
     """
 
     def __init__(
@@ -43,6 +47,7 @@ class Notes:
         self._study = ""
         self._done = -1
         self._at = -math.inf  # the monotonic clock may have begun just now
+        self._took = 0.0
         self._failed = False
 
     def notice(self, text: str) -> None:
@@ -51,10 +56,15 @@ class Notes:
     def update(self, status: Status) -> None:
         self.observer.update(status)
         self._study = status.study
-        if status.done != self._done and time.monotonic() - self._at >= self.seconds:
+        began = time.monotonic()
+        if self._done < 0 and status.done:
+            self._done, self._at = status.done, began
+        apart = max(self.seconds, self._took / SHARE)
+        if status.done != self._done and began - self._at >= apart:
             self._done = status.done
             self._write()
             self._at = time.monotonic()
+            self._took = self._at - began
 
     def __enter__(self) -> Notes:
         return self
