@@ -78,7 +78,7 @@ class Pruning:
 
         `trial` is RUNNING; its intermediate values are collected over the calls.
         """
-        if not self.prunes or not math.isfinite(value):
+        if not math.isfinite(value):
             return False
         current = self._current.setdefault(trial.number, _copy(trial))
         current.intermediate_values[step] = float(value)

@@ -134,7 +134,7 @@ class Program:
         # What is compiled keeps every core busy: what is done beside it has none to share with.
         with on_threads(1 if self.stepper.is_compiled else None):
             while self.pending and not events:
-                events = self.finish() + self._stopped()
+                events = self._finish() + self._stopped()
                 self._fill()
                 self._begin()
                 events += self.ends.settle()
@@ -220,7 +220,7 @@ class Program:
         chunk, left = self._chunk(steps), self._steps_left()
         self._under_way = _UnderWay(steps, self.stepper.begin(self.state, chunk, left))
 
-    def finish(self) -> list[Event]:
+    def _finish(self) -> list[Event]:
         """Waits for the steps that are under way, if any are; what happened in them."""
         if self._under_way is None:
             return []

@@ -223,8 +223,7 @@ class Stepper:
             compiled.steps(whole, inputs, self._shared, turns)
             return _Times(began, time.perf_counter(), time.thread_time() - core_began)
 
-        self._stepping = [self.workers.submit(train) for _ in range(self.threads)]
-        stepping = self._stepping
+        stepping = self._stepping = [self.workers.submit(train) for _ in range(self.threads)]
 
         def finish() -> State:
             began, ended, core = zip(*(future.result() for future in stepping), strict=True)

@@ -301,6 +301,8 @@ def test_compiled_steps_go_on_while_what_came_of_the_last_ones_is_dealt_with(mon
         events += engine.advance()
     # What the second epoch came to is known, and the third has begun.
     assert begun.wait(60) and not may_go_on.is_set()
+    # Nor has the engine given the program up, since its steps came to no end.
+    assert not notices
     may_go_on.set()
     while engine.pending:
         events += engine.advance()
