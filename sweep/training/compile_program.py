@@ -40,6 +40,7 @@ NO_TENSORS = re.compile(
     "check|device_type_\\w+|dtype_\\w+|layout_\\w+|grad_mode_(is_enabled|set_enabled)"
 )
 """Functions of PyTorch's C interface that are given no tensor."""
+NATIVE_TYPES = (torch.float32, torch.float64)
 FLAGS = ("-O3", "-march=native", "-std=gnu++17", "-fPIC", "-shared")
 
 
@@ -103,6 +104,61 @@ def multiply_natively(graph: torch.fx.GraphModule) -> None:
         if node.target is torch.ops.aten.bmm.default:
             node.target = lanes_operators.MATMUL
     graph.recompile()
+
+
+def end_products(exported: torch.export.ExportedProgram) -> None:
+    """Has products go through relu, and through the derivative of a relu, as they are stored: else
+    they would be written, read and written again.
+    """
+    graph, aten = exported.graph, torch.ops.aten
+    for node in list(graph.nodes):
+        operator: Any = lanes_operators.MATMUL_GATED
+        found: list[tuple[torch.fx.Node | None, torch.fx.Node | None]] = []
+        args: Any = node.args
+        if node.target is aten.threshold_backward.default and args[2] == 0:
+            found = [(sole_product(args[0]), args[1])]
+        elif node.target is aten.relu.default and is_sum(args[0]) and len(args[0].users) == 1:
+            operator = lanes_operators.MATMUL_RELU
+            one, other = args[0].args
+            found = [(sole_product(a), row_of_lanes(b)) for a, b in ((one, other), (other, one))]
+        for product, more in found:
+            if product is not None and more is not None:
+                with graph.inserting_before(node):
+                    ended = graph.call_function(operator, (*product.args, more))
+                ended.meta = dict(node.meta)
+                node.replace_all_uses_with(ended)
+    graph.eliminate_dead_code()
+    exported.graph_module.recompile()
+
+
+def is_sum(node: torch.fx.Node) -> bool:
+    """Whether it is one of two tensors, as they are."""
+    is_add = node.target is torch.ops.aten.add.Tensor and not node.kwargs
+    return is_add and len(node.all_input_nodes) == 2
+
+
+def sole_product(node: torch.fx.Node) -> torch.fx.Node | None:
+    """The product that a node is, if it has one user and is native."""
+    shape = node.meta["val"].shape
+    while len(node.users) == 1 and str(node.meta["val"].shape) == str(shape):
+        if node.target is lanes_operators.MATMUL:
+            return node if node.meta["val"].dtype in NATIVE_TYPES else None
+        if not is_view(node) and node.target is not torch.ops.aten._unsafe_view.default:
+            break
+        node = node.all_input_nodes[0]
+    return None
+
+
+def row_of_lanes(node: torch.fx.Node) -> torch.fx.Node | None:
+    """The tensor (lanes, n) that a node (lanes, 1, n) is a view of."""
+    if node.target is not torch.ops.aten.view.default:
+        return None
+    row, shape = node.all_input_nodes[0], node.meta["val"].shape
+    if len(shape) != 3 or str(row.meta["val"].shape) != str(torch.Size([shape[0], shape[2]])):
+        return None
+    # As the bias of a mapped module is.
+    is_itself = row.target is torch.ops.aten.mul.Scalar and row.args[1] == 1
+    return row.all_input_nodes[0] if is_itself else row
 
 
 def keep_numbers(exported: torch.export.ExportedProgram) -> None:
@@ -187,6 +243,7 @@ def compile_one(job: dict[str, Any], scratch: str, native: bool) -> None:
         dynamic_shapes=([{0: many} for _ in lanes], [rows for _ in shared]),
     )
     if native:
+        end_products(exported)
         keep_numbers(exported)
     package = f"{scratch}.pt2"
     torch._inductor.aoti_compile_and_package(exported, package_path=package)
@@ -214,7 +271,7 @@ def is_open(exported: torch.export.ExportedProgram) -> bool:
 def is_known(exported: torch.export.ExportedProgram) -> bool:
     """Whether the native library knows the numbers that its operators are given."""
     return all(
-        node.meta["val"].dtype in (torch.float32, torch.float64)
+        node.meta["val"].dtype in NATIVE_TYPES
         for node in exported.graph.nodes
         if node.target in lanes_operators.IN_C and node.target is not lanes_operators.KEPT
     )

@@ -55,12 +55,53 @@ inline __attribute__((always_inline)) void store_some(typename Vector<T>::type v
 #endif
 }
 
+template <class T>
+inline __attribute__((always_inline)) typename Vector<T>::type load_some(const T* from,
+                                                                         int64_t count) {
+  using V = typename Vector<T>::type;
+#if defined(__AVX512F__)
+  const unsigned some = (1u << count) - 1;
+  if constexpr (sizeof(T) == 4)
+    return (V)_mm512_maskz_loadu_ps(some, from);
+  else
+    return (V)_mm512_maskz_loadu_pd(some, from);
+#else
+  T some[LANES<T>] = {};
+  std::memcpy(some, from, count * sizeof(T));
+  return *(V*)some;
+#endif
+}
+
+// What becomes of a product as it is stored: as it is; RELU: a row is added to each of its rows,
+// and what is negative then is zero; GATE: it is zero where another matrix is not positive. NaN is
+// neither.
+enum Kind { PLAIN, RELU, GATE };
+
+template <class T>
+struct Ending {
+  using V = typename Vector<T>::type;
+  Kind kind;
+  const T* other;  // for the first number that is stored
+  int64_t row;     // between its rows
+
+  Ending at(int64_t top, int64_t left) const {
+    return {kind, other + top * row + left, row};
+  }
+
+  inline __attribute__((always_inline)) V ended(V v, V o) const {
+    v = kind == RELU ? v + o : v;
+    const V sign = kind == RELU ? v : o;
+    return sign <= V{} ? V{} : v;
+  }
+};
+
 // A tile of C: R rows of A times a panel of B, whose rows are `next` apart; `add`: on top of what
 // is there.
 template <class T, int R, int C, bool packed>
 inline __attribute__((always_inline)) void tile(const T* a, int64_t row, int64_t column,
                                                 const T* panel, int64_t next, int64_t depth, T* c,
-                                                int64_t stride, int64_t width, bool add) {
+                                                int64_t stride, int64_t width, bool add,
+                                                Ending<T> end) {
   using V = typename Vector<T>::type;
   constexpr int64_t L = LANES<T>;
   V sum[R][C];
@@ -81,13 +122,21 @@ inline __attribute__((always_inline)) void tile(const T* a, int64_t row, int64_t
     }
   }
   if (width == C * L) {
+    if (add)
+#pragma GCC unroll 16
+      for (int r = 0; r < R; r++)
+#pragma GCC unroll 2
+        for (int j = 0; j < C; j++) sum[r][j] += *(V*)(c + r * stride + j * L);
+    if (end.kind != PLAIN)
+#pragma GCC unroll 16
+      for (int r = 0; r < R; r++)
+#pragma GCC unroll 2
+        for (int j = 0; j < C; j++)
+          sum[r][j] = end.ended(sum[r][j], *(const V*)(end.other + r * end.row + j * L));
 #pragma GCC unroll 16
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 2
-      for (int j = 0; j < C; j++) {
-        V* v = (V*)(c + r * stride + j * L);
-        *v = add ? *v + sum[r][j] : sum[r][j];
-      }
+      for (int j = 0; j < C; j++) *(V*)(c + r * stride + j * L) = sum[r][j];
   } else {
 #pragma GCC unroll 16
     for (int r = 0; r < R; r++)
@@ -96,11 +145,9 @@ inline __attribute__((always_inline)) void tile(const T* a, int64_t row, int64_t
         T* to = c + r * stride + j * L;
         const int64_t some = std::min(L, width - j * L);
         V v = sum[r][j];
-        if (add) {
-          T there[L] = {};
-          std::memcpy(there, to, some * sizeof(T));
-          v += *(V*)there;
-        }
+        if (add) v += load_some<T>(to, some);
+        if (end.kind != PLAIN)
+          v = end.ended(v, load_some<T>(end.other + r * end.row + j * L, some));
         store_some<T>(v, some, to);
       }
   }
@@ -108,11 +155,12 @@ inline __attribute__((always_inline)) void tile(const T* a, int64_t row, int64_t
 
 template <class T, int C, bool packed, int R = ROWS>
 inline void tiles(int rows, const T* a, int64_t row, int64_t column, const T* panel, int64_t next,
-                  int64_t depth, T* c, int64_t stride, int64_t width, bool add) {
+                  int64_t depth, T* c, int64_t stride, int64_t width, bool add, Ending<T> end) {
   if (rows == R)
-    tile<T, R, C, packed>(a, row, column, panel, next, depth, c, stride, width, add);
+    tile<T, R, C, packed>(a, row, column, panel, next, depth, c, stride, width, add, end);
   else if constexpr (R > 1)
-    tiles<T, C, packed, R - 1>(rows, a, row, column, panel, next, depth, c, stride, width, add);
+    tiles<T, C, packed, R - 1>(rows, a, row, column, panel, next, depth, c, stride, width, add,
+                               end);
 }
 
 // A square block of as many rows as a vector has numbers, turned round: interleaving the upper half
@@ -177,7 +225,7 @@ void pack_rows(const T* a, int64_t row, int64_t column, int64_t depth, int64_t c
 
 template <class T>
 void block(const T* a, int64_t row, int64_t column, const T* b, int64_t b_row, int64_t b_column,
-           T* c, int64_t m, int64_t n, int64_t depth, T* panel, T* rows, bool add) {
+           T* c, int64_t m, int64_t n, int64_t depth, T* panel, T* rows, bool add, Ending<T> end) {
   constexpr int64_t W = WIDTH<T>, L = LANES<T>;
   const bool is_near = row == 1 && depth * column * (int64_t)sizeof(T) <= NEAR_ROWS;
   const bool gather = column != 1 && !is_near;
@@ -198,64 +246,101 @@ void block(const T* a, int64_t row, int64_t column, const T* b, int64_t b_row, i
       const T* x = gather ? rows + top * depth : a + top * row;
       const int64_t x_row = gather ? 1 : row, x_column = gather ? ROWS : column;
       T* to = c + top * n + left;
+      const Ending<T> here = end.at(top, left);
       if (pack && width > L)
-        tiles<T, 2, true>(count, x, x_row, x_column, y, W, depth, to, n, width, add);
+        tiles<T, 2, true>(count, x, x_row, x_column, y, W, depth, to, n, width, add, here);
       else if (pack)
-        tiles<T, 1, true>(count, x, x_row, x_column, y, W, depth, to, n, width, add);
+        tiles<T, 1, true>(count, x, x_row, x_column, y, W, depth, to, n, width, add, here);
       else if (width > L)
-        tiles<T, 2, false>(count, x, x_row, x_column, y, b_row, depth, to, n, width, add);
+        tiles<T, 2, false>(count, x, x_row, x_column, y, b_row, depth, to, n, width, add, here);
       else
-        tiles<T, 1, false>(count, x, x_row, x_column, y, b_row, depth, to, n, width, add);
+        tiles<T, 1, false>(count, x, x_row, x_column, y, b_row, depth, to, n, width, add, here);
     }
   }
 }
 
 template <class T>
 void multiply(const T* a, const int64_t* as, const T* b, const int64_t* bs, T* c, int64_t m,
-              int64_t n, int64_t k, T* panel, T* rows) {
+              int64_t n, int64_t k, T* panel, T* rows, Ending<T> end) {
   for (int64_t top = 0; top < m; top += HEIGHT) {
     const int64_t height = std::min(HEIGHT, m - top);
     const T* x = a + top * as[1];
     T* to = c + top * n;
-    block(x, as[1], as[2], b, bs[1], bs[2], to, height, n, std::min(DEPTH, k), panel, rows, false);
-    for (int64_t from = DEPTH; from < k; from += DEPTH)
-      block(x + from * as[2], as[1], as[2], b + from * bs[1], bs[1], bs[2], to, height, n,
-            std::min(DEPTH, k - from), panel, rows, true);
+    for (int64_t from = 0; from == 0 || from < k; from += DEPTH) {
+      const int64_t depth = std::min(DEPTH, k - from);
+      const Ending<T> here = from + depth < k ? Ending<T>{} : end.at(top, 0);
+      block(x + from * as[2], as[1], as[2], b + from * bs[1], bs[1], bs[2], to, height, n, depth,
+            panel, rows, from > 0, here);
+    }
   }
 }
 
 template <class T>
-void multiply_all(const T* a, const int64_t* as, const T* b, const int64_t* bs, T* c, int64_t lanes,
-                  int64_t m, int64_t n, int64_t k) {
+void multiply_all(const Tensor& a, const Tensor& b, const Tensor* other, Kind kind, void* data) {
   alignas(64) thread_local static T own_panel[DEPTH * WIDTH<T>];
   alignas(64) thread_local static T own_rows[DEPTH * HEIGHT];
   T* volatile found[] = {own_panel, own_rows};  // Else they are looked up again and again.
-  T *panel = found[0], *rows = found[1];
-  for (int64_t lane = 0; lane < lanes; lane++)
-    multiply(a + lane * as[0], as, b + lane * bs[0], bs, c + lane * m * n, m, n, k, panel, rows);
+  T *panel = found[0], *rows = found[1], *c = (T*)data;
+  const int64_t *as = a.strides, *bs = b.strides, m = a.sizes[1], n = b.sizes[2];
+  const bool is_row = kind == RELU;
+  const int64_t next = is_row ? 0 : other ? other->strides[1] : 0;
+  // Numbers of the other one that do not lie side by side are looked at afterwards.
+  const int64_t apart = other ? other->strides[is_row ? 1 : 2] : 1;
+  for (int64_t lane = 0; lane < a.sizes[0]; lane++, c += m * n) {
+    const T* more = other ? (const T*)other->data + lane * other->strides[0] : nullptr;
+    const Ending<T> end = apart == 1 ? Ending<T>{kind, more, next} : Ending<T>{};
+    multiply((const T*)a.data + lane * as[0], as, (const T*)b.data + lane * bs[0], bs, c, m, n,
+             a.sizes[2], panel, rows, end);
+    for (int64_t at = 0; apart != 1 && at < m * n; at++) {
+      const T number = more[at / n * next + at % n * apart];
+      if (is_row)
+        c[at] = c[at] + number < 0 ? 0 : c[at] + number;
+      else if (number <= 0)
+        c[at] = 0;
+    }
+  }
+}
+
+template <class Holder>
+AOTITorchError multiply(AtenTensorHandle left, AtenTensorHandle right, AtenTensorHandle more,
+                        Kind kind, AtenTensorHandle* product) {
+  Tensor a, b, other;
+  void* data;
+  if (!a.read<Holder>(left) || !b.read<Holder>(right)) return AOTI_TORCH_FAILURE;
+  if (more && !other.read<Holder>(more)) return AOTI_TORCH_FAILURE;
+  const int64_t sizes[] = {a.sizes[0], a.sizes[1], b.sizes[2]};
+  if (!make<Holder>(3, sizes, a.dtype, product, &data)) return AOTI_TORCH_FAILURE;
+  const Tensor* known = more ? &other : nullptr;
+  if (a.dtype == aoti_torch_dtype_float32())
+    multiply_all<float>(a, b, known, kind, data);
+  else if (a.dtype == aoti_torch_dtype_float64())
+    multiply_all<double>(a, b, known, kind, data);
+  else if (std::is_same_v<Holder, Torch> && !more)
+    return aoti_torch_cpu_bmm_out(*product, left, right);
+  else
+    return AOTI_TORCH_FAILURE;
+  return AOTI_TORCH_SUCCESS;
 }
 
 // The operator sweep::lanes_matmul.
 template <class Holder>
 AOTITorchError lanes_matmul(AtenTensorHandle left, AtenTensorHandle right,
                             AtenTensorHandle* product) {
-  Tensor a, b;
-  void* data;
-  if (!a.read<Holder>(left) || !b.read<Holder>(right)) return AOTI_TORCH_FAILURE;
-  const int64_t lanes = a.sizes[0], m = a.sizes[1], k = a.sizes[2], n = b.sizes[2];
-  const int64_t sizes[] = {lanes, m, n};
-  if (!make<Holder>(3, sizes, a.dtype, product, &data)) return AOTI_TORCH_FAILURE;
-  if (a.dtype == aoti_torch_dtype_float32())
-    multiply_all((const float*)a.data, a.strides, (const float*)b.data, b.strides, (float*)data,
-                 lanes, m, n, k);
-  else if (a.dtype == aoti_torch_dtype_float64())
-    multiply_all((const double*)a.data, a.strides, (const double*)b.data, b.strides, (double*)data,
-                 lanes, m, n, k);
-  else if constexpr (std::is_same_v<Holder, Torch>)
-    return aoti_torch_cpu_bmm_out(*product, left, right);
-  else
-    return AOTI_TORCH_FAILURE;
-  return AOTI_TORCH_SUCCESS;
+  return multiply<Holder>(left, right, nullptr, PLAIN, product);
+}
+
+// The operator sweep::lanes_matmul_relu; `row` is (lanes, n).
+template <class Holder>
+AOTITorchError lanes_matmul_relu(AtenTensorHandle left, AtenTensorHandle right,
+                                 AtenTensorHandle row, AtenTensorHandle* product) {
+  return multiply<Holder>(left, right, row, RELU, product);
+}
+
+// The operator sweep::lanes_matmul_gated; `gate` is (lanes, m, n).
+template <class Holder>
+AOTITorchError lanes_matmul_gated(AtenTensorHandle left, AtenTensorHandle right,
+                                  AtenTensorHandle gate, AtenTensorHandle* product) {
+  return multiply<Holder>(left, right, gate, GATE, product);
 }
 
 // The operator sweep::lanes_kept, of one number a lane; a fifth of what PyTorch's own copy takes.
@@ -275,4 +360,12 @@ AOTITorchError lanes_kept(AtenTensorHandle numbers, AtenTensorHandle* kept) {
 
 OPERATOR(lanes_matmul, (AtenTensorHandle left, AtenTensorHandle right, AtenTensorHandle* product),
          left, right, product)
+OPERATOR(lanes_matmul_relu,
+         (AtenTensorHandle left, AtenTensorHandle right, AtenTensorHandle row,
+          AtenTensorHandle* product),
+         left, right, row, product)
+OPERATOR(lanes_matmul_gated,
+         (AtenTensorHandle left, AtenTensorHandle right, AtenTensorHandle gate,
+          AtenTensorHandle* product),
+         left, right, gate, product)
 OPERATOR(lanes_kept, (AtenTensorHandle numbers, AtenTensorHandle* kept), numbers, kept)

@@ -42,6 +42,17 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
     return torch.bmm(a, b)
 
 
+def matmul_relu(a: Tensor, b: Tensor, row: Tensor) -> Tensor:
+    """relu(a @ b + row), with a row (lanes, n) for all rows of a lane's product."""
+    return torch.relu(torch.bmm(a, b) + row.unsqueeze(1))
+
+
+def matmul_gated(a: Tensor, b: Tensor, gate: Tensor) -> Tensor:
+    """a @ b, and 0 where the gate (lanes, m, n) is 0 or less: through relu, whose value it is."""
+    product: Tensor = torch.ops.aten.threshold_backward(torch.bmm(a, b), gate, 0)
+    return product
+
+
 def kept(numbers: Tensor) -> Tensor:
     """One number of each lane, computed before what needs it: `compile_program.keep_numbers`."""
     return numbers.clone(memory_format=torch.contiguous_format)
@@ -158,7 +169,7 @@ def _patches(x: Tensor, kernel: Three, stride: Three, dilation: Three) -> Tensor
     return torch.stack([x[window] for window in _windows(kernel, lengths, stride, dilation)], 2)
 
 
-def _matmul_form(a: Tensor, b: Tensor) -> Tensor:
+def _matmul_form(a: Tensor, b: Tensor, more: Tensor | None = None) -> Tensor:
     return a.new_empty(a.shape[0], a.shape[1], b.shape[2])
 
 
@@ -182,6 +193,8 @@ def _weight_gradient_form(d: Tensor, x: Tensor, kernel: Three, *how: Any) -> Ten
 _HOW = "int[] stride, int[] dilation, int groups) -> Tensor"
 _OPERATORS: list[tuple[Any, Any, str]] = [
     (matmul, _matmul_form, "(Tensor a, Tensor b) -> Tensor"),
+    (matmul_relu, _matmul_form, "(Tensor a, Tensor b, Tensor row) -> Tensor"),
+    (matmul_gated, _matmul_form, "(Tensor a, Tensor b, Tensor gate) -> Tensor"),
     (kept, _kept_form, "(Tensor numbers) -> Tensor"),
     (convolve, _convolve_form, f"(Tensor x, Tensor w, {_HOW}"),
     (input_gradient, _input_gradient_form, f"(Tensor d, Tensor w, int[] sides, {_HOW}"),
@@ -190,12 +203,14 @@ _OPERATORS: list[tuple[Any, Any, str]] = [
 for _function, _form, _schema in _OPERATORS:
     _name = f"sweep::lanes_{_function.__name__}"
     # What is native takes products of any strides.
-    _tags = torch.Tag.flexible_layout if _function is matmul else ()
+    _tags = torch.Tag.flexible_layout if _form is _matmul_form else ()
     torch.library.define(_name, _schema, tags=_tags)
     torch.library.impl(_name, "CompositeExplicitAutograd", _function)
     torch.library.register_fake(_name, _form)
 
 MATMUL = torch.ops.sweep.lanes_matmul.default
+MATMUL_RELU = torch.ops.sweep.lanes_matmul_relu.default
+MATMUL_GATED = torch.ops.sweep.lanes_matmul_gated.default
 KEPT = torch.ops.sweep.lanes_kept.default
 CONVOLVE = torch.ops.sweep.lanes_convolve.default
 INPUT_GRADIENT = torch.ops.sweep.lanes_input_gradient.default
@@ -203,9 +218,12 @@ WEIGHT_GRADIENT = torch.ops.sweep.lanes_weight_gradient.default
 
 _LIST = "const int64_t*, int64_t"
 _TENSORS = "AtenTensorHandle, AtenTensorHandle"
+_MADE = "AtenTensorHandle*)"
 _SIDES = f"{_LIST}, {_LIST}, int64_t, AtenTensorHandle*)"
 IN_C = {
     MATMUL: f"aoti_torch_cpu_lanes_matmul({_TENSORS}, AtenTensorHandle*)",
+    MATMUL_RELU: f"aoti_torch_cpu_lanes_matmul_relu({_TENSORS}, AtenTensorHandle, {_MADE}",
+    MATMUL_GATED: f"aoti_torch_cpu_lanes_matmul_gated({_TENSORS}, AtenTensorHandle, {_MADE}",
     KEPT: "aoti_torch_cpu_lanes_kept(AtenTensorHandle, AtenTensorHandle*)",
     CONVOLVE: f"aoti_torch_cpu_lanes_convolve({_TENSORS}, {_SIDES}",
     INPUT_GRADIENT: f"aoti_torch_cpu_lanes_input_gradient({_TENSORS}, {_LIST}, {_SIDES}",

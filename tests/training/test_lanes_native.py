@@ -93,6 +93,44 @@ def test_products_are_the_sums_that_define_them(native, lanes, m, k, n, how, dty
     assert ((found.double() - exact).abs() <= bound).all()
 
 
+@settings(max_examples=200)
+@given(
+    lanes=st.integers(0, 4),
+    m=LENGTH,
+    k=LENGTH,
+    n=LENGTH,
+    how=HOW,
+    bad=st.sampled_from([None, torch.nan, torch.inf, -torch.inf]),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+)
+@example(lanes=2, m=250, k=700, n=40, how="plain", bad=None, dtype=torch.float32)
+@example(lanes=2, m=250, k=700, n=40, how="transposed", bad=torch.nan, dtype=torch.float32)
+@example(lanes=1, m=13, k=20, n=33, how="part", bad=torch.nan, dtype=torch.float64)
+def test_a_product_ends_as_relu_and_its_derivative_would_have_it(
+    native, lanes, m, k, n, how, bad, dtype
+):
+    """Number by number, NaN and infinities included, whatever the strides of what it ends by."""
+    torch.manual_seed(m + 100 * k + 10_000 * n)
+    a, b = matrices("plain", lanes, m, k, dtype), matrices("transposed", lanes, k, n, dtype)
+    gate = matrices(how, lanes, m, n, dtype).relu()
+    row = matrices(how, lanes, m + 1, n, dtype)[:, m // 2]
+    if bad is not None:
+        for t in (a, gate, row):
+            if t.numel() and how != "shared":
+                t[-1, ..., -1] = bad
+    plain = product(native, a, b)
+    ended = call(native, "lanes_matmul_relu", (a, b, row))
+    assert torch.equal(ended.nan_to_num(7.0), torch.relu(plain + row[:, None]).nan_to_num(7.0))
+    gated = call(native, "lanes_matmul_gated", (a, b, gate))
+    expected = torch.where(gate <= 0, 0, plain)
+    assert torch.equal(gated.nan_to_num(7.0), expected.nan_to_num(7.0))
+    for found, operator, more in ((ended, "matmul_relu", row), (gated, "matmul_gated", gate)):
+        assert found.shape == (lanes, m, n) and found.is_contiguous()
+        written = getattr(lanes_operators, operator)(a, b, more)
+        tolerance = {torch.float32: 1e-4, torch.float64: 1e-12}[dtype]
+        torch.testing.assert_close(found, written, rtol=0, atol=tolerance, equal_nan=True)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.int64, torch.bool])
 def test_a_number_that_is_kept_is_the_same_one(native, dtype):
     table = (torch.arange(35).reshape(7, 5) % 3).to(dtype)
