@@ -202,7 +202,7 @@ class LanesEngine:
 
         Raises SweepError, with the batch that would fit, where there was but one.
         """
-        slots, limits = len(program.seats), program.limits
+        slots, limits = program.slots, program.limits
         models = self._models[key]
         first = next(iter(models.values()))
         # What the lanes held is free before others are made.

@@ -30,18 +30,17 @@ class Blocks:
         if lanes >= 2 * self._lanes:
             self._lanes = lanes
             self._seconds = {size: [] for size in (*(b for b in BLOCKS if b < most), most)}
-        best = min((min(taken) for taken in self._seconds.values() if taken), default=0.0)
+        fit = {size: taken for size, taken in self._seconds.items() if size <= most}
+        best = min((min(taken) for taken in fit.values() if taken), default=0.0)
         to_try = [
             (len(taken), size)
-            for size, taken in self._seconds.items()
+            for size, taken in fit.items()
             if len(taken) < TRIES and (not taken or min(taken) <= best / FAR)
         ]
         if to_try:
-            _, found = min(to_try)
-        else:
-            # Of those that are as good the smallest: others need the cache too.
-            found = min(size for size, taken in self._seconds.items() if min(taken) <= best / NEAR)
-        return min(found, most)
+            return min(to_try)[1]
+        # Of those that are as good the smallest: others need the cache too.
+        return min(size for size, taken in fit.items() if min(taken) <= best / NEAR)
 
     def took(self, size: int, seconds: float) -> None:
         """A lane's step took so many seconds of a core, in blocks of this size."""

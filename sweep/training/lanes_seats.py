@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import numpy as np
@@ -75,6 +76,12 @@ class Seats:
     def leave(self, slot: int) -> None:
         self.lanes[slot] = None
         self.table["taken"][slot] = False
+
+    def copy(self) -> Seats:
+        """The same members in the same slots."""
+        made = copy.copy(self)
+        made.lanes, made.table, made._rates = self.lanes[:], self.table.copy(), self._rates.copy()
+        return made
 
     def resize(self, kept: Sequence[int], size: int) -> None:
         """The slots kept come first, then free ones."""

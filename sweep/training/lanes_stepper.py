@@ -72,10 +72,15 @@ class _Times(NamedTuple):
     core: float
 
 
-def contiguous(state: State) -> State:
-    """A state that may be changed in place: torch.func may leave tensors transposed or expanded."""
+def contiguous(state: State) -> tuple[State, list[Tensor]]:
+    """A state that may be changed in place, and its tensors: torch.func may leave some transposed
+    or expanded.
+    """
+    whole = tensors(state)
+    if all(t.is_contiguous() for t in whole):
+        return state, whole
     made: State = tree_map_only(Tensor, Tensor.contiguous, state)
-    return made
+    return made, tensors(made)
 
 
 class Stepper:
@@ -184,8 +189,7 @@ class Stepper:
                 for inputs in chunk.inputs():
                     state = self.step(state, inputs, self.table)
                 return state
-            state = contiguous(state)
-            whole = tensors(state)
+            state, whole = contiguous(state)
             for inputs in chunk.inputs():
                 traced.graph([*whole, *inputs], self._shared)
         return state
@@ -208,8 +212,7 @@ class Stepper:
     def _begin_compiled(self, state: State, chunk: Chunk) -> Callable[[], State]:
         compiled = self.compiled()
         assert compiled is not None
-        state = contiguous(state)
-        whole = tensors(state)
+        state, whole = contiguous(state)
         lanes = len(chunk.folds)
         size = self._blocks.size(lanes)
         # The compiled step takes two lanes or more.
@@ -223,7 +226,8 @@ class Stepper:
             compiled.steps(whole, inputs, self._shared, turns)
             return _Times(began, time.perf_counter(), time.thread_time() - core_began)
 
-        stepping = self._stepping = [self.workers.submit(train) for _ in range(self.threads)]
+        stepping = [self.workers.submit(train) for _ in range(self.threads)]
+        self._stepping = [*(future for future in self._stepping if not future.done()), *stepping]
 
         def finish() -> State:
             began, ended, core = zip(*(future.result() for future in stepping), strict=True)

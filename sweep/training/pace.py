@@ -220,7 +220,7 @@ def _lanes(one: _Timed, times: float) -> Pace:
         return Pace(how, None)
     test, folds = one.test, one.program.experiment.problem.folds
     # A member that may stop early is scored again, with its best epoch's weights.
-    again = bool(one.program.ends.best)
+    again = any(bank.ends.best for bank in one.program.banks)
     last = test * (again + len(folds[0].train) / len(folds[0].test))
     spent = one.scored * test + one.ended * last
     # Where scoring was quicker than it is by itself, some time is left for the steps.
@@ -244,15 +244,16 @@ def _lanes(one: _Timed, times: float) -> Pace:
 
 
 def _score_seconds(program: Program) -> float:
-    """Of one member's score on its test rows, when all lanes are scored together."""
-    lanes = {slot: lane for slot, lane in enumerate(program.seats.lanes) if lane is not None}
-    if not lanes or program.state is None:
+    """Of one member's score on its test rows, when a bank's lanes are scored together."""
+    bank = program.banks[0]
+    lanes = {slot: lane for slot, lane in enumerate(bank.seats.lanes) if lane is not None}
+    if not lanes or bank.state is None:
         return 0.0
     taken = []
     program.stepper.wait()
     for _ in range(3):  # The first time gathers the rows.
         began = time.perf_counter()
-        program.evaluation.scores(lanes, program.state, "test", [program.experiment.score])
+        program.evaluation.scores(lanes, bank.state, "test", [program.experiment.score])
         taken.append(time.perf_counter() - began)
     return min(taken) / len(lanes)
 

@@ -5,8 +5,9 @@ import threading
 
 import numpy as np
 import pytest
+import torch
 
-from sweep.training import lanes_operators
+from sweep.training import lanes_operators, lanes_program
 from sweep.training.lanes import LanesEngine
 from sweep.training.lanes_library import CompiledProgram
 from sweep.training.lanes_member import LaneModel
@@ -92,6 +93,29 @@ def test_every_end_of_a_member_is_that_of_one_model(patience, scored):
     assert_agree(study, {i: {"learning_rate": rate} for i, rate in enumerate(rates)}, 6)
 
 
+@pytest.mark.parametrize("after", [0, 8, 40])
+@pytest.mark.parametrize("patience", [None, 1])
+@pytest.mark.parametrize("slots", [4, 7])
+def test_lanes_that_come_to_be_in_two_banks_end_as_one_model(
+    after, patience, slots, scored, monkeypatch
+):
+    """After so many updates: at once, in an epoch, when some have a best epoch to go back to."""
+    divided = []
+
+    def is_worth_two(program):
+        divided.extend([program] * (program.trained >= after))
+        return program.trained >= after
+
+    monkeypatch.setattr(Program, "_is_worth_two", is_worth_two)
+    stopping = {} if patience is None else {"early_stopping": {"patience": patience}}
+    study = merge(BASE, train={"epochs": {"choices": [2, 6]}, **stopping})
+    rates = [0.03, 1e300, 3.0, 1e10, 0.01, 20.0, 0.05]
+    trials = {i: {"learning_rate": r, "epochs": [2, 6][i % 2]} for i, r in enumerate(rates)}
+    assert_agree(study, trials, slots)
+    (program,) = divided
+    assert len(program.banks) == 2
+
+
 def test_an_epoch_before_a_limit_is_known_before_its_member_ends(scored):
     """Its trial has failed, and reports the epochs before that."""
     exp = experiment(BASE)
@@ -149,6 +173,17 @@ COMPILED = {
             "clip_percentile": 40,
         },
     },
+    "mlp that stops early": {
+        "model": {"kind": "mlp", "hidden": [16, 6], "dropout": 0.2},
+        "regularizer": {"choices": ["none", "l1", "l2", "elastic_net"]},
+        "lambda": {"low": 1e-6, "high": 1, "log": True},
+        "train": {
+            **BASE["train"],
+            "momentum": 0.8,
+            "clip_norm": {"choices": [None, 0.5]},
+            "early_stopping": {"patience": 1},
+        },
+    },
     "batch normalisation and adam": {
         "model": {"kind": "python:toy_data:Normalized"},
         "regularizer": {"choices": ["none", "group_lasso"]},
@@ -177,7 +212,9 @@ SLOW = ("every cure", "batch normalisation and adam", "lstm", "cnn", "convolutio
 @pytest.mark.parametrize(
     "case", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in COMPILED]
 )
-def test_a_compiled_step_changes_no_result(case):
+@pytest.mark.parametrize("banks", [1, 2])
+def test_a_compiled_step_changes_no_result(case, banks, monkeypatch):
+    monkeypatch.setattr(lanes_program, "LEAST_LANES", 4 / torch.get_num_threads() / banks**2)
     exp = experiment({**BASE, **COMPILED[case]})
     penalties = COMPILED[case].get("regularizer", {"choices": ["none"]})["choices"]
     trials = {
@@ -201,15 +238,17 @@ def test_a_compiled_step_changes_no_result(case):
                 results[news.trial] = news.result
         compiled = compiled or "compiled" in engine.describe()
     programs = [program.stepper.compilation for program in engine.programs]
+    has = {len(program.banks) for program in engine.programs}
     engine.close()
     if any("compiler" in text for text in notices):
         pytest.skip("no C++ compiler here: training stays eager")
     assert compiled and not notices, notices
+    assert has == {banks}
     steps = [program.libraries[STEP].read_bytes() for program in programs]
     if lanes_operators._native and sys.platform == "linux":
         # With the native library's own tensors.
         assert all(b"\0aoti_sweep_empty_strided\0" in step for step in steps)
-        if case == "mlp with everything":
+        if case.startswith("mlp"):
             assert all(b"\0aoti_sweep_cpu_lanes_kept\0" in step for step in steps)
     alone = train(exp, trials, "reference")
     for number, one in alone.items():
@@ -246,11 +285,11 @@ def test_a_free_slot_is_filled_when_the_others_epoch_ends_so_that_lanes_stay_in_
     left, joined = False, False
     while program.pending:
         program.advance()
-        seated = [lane for lane in program.seats.lanes if lane is not None]
+        seated = [lane for lane in program.banks[0].seats.lanes if lane is not None]
         left = left or all(lane.model is not models[1] for lane in seated)
         if left and any(lane.model is models[3] for lane in seated):
             joined = True
-        at = program.seats.table[program.seats.taken]
+        at = program.banks[0].seats.table[program.banks[0].seats.taken]
         assert len(set(at["step"] % at["per_epoch"])) <= 1
     assert left and joined
 
@@ -270,9 +309,9 @@ def test_a_free_slot_is_filled_where_any_epoch_begins_also_between_lanes_out_of_
     phases = set()
     while program.waiting:
         program.advance()
-        at = program.seats.table[program.seats.taken]
+        at = program.banks[0].seats.table[program.banks[0].seats.taken]
         phases.add(len(set(at["step"] % at["per_epoch"])))
-    seated = [lane.model for lane in program.seats.lanes if lane is not None]
+    seated = [lane.model for lane in program.banks[0].seats.lanes if lane is not None]
     assert 2 in phases
     assert models[0] in seated and models[4] in seated and models[7] in seated
 
@@ -288,6 +327,10 @@ def test_compiled_steps_go_on_while_what_came_of_the_last_ones_is_dealt_with(mon
         pass
     if any("compiler" in text for text in notices):
         pytest.skip("no C++ compiler here: training stays eager")
+    # Scores that are not compiled are awaited before the next steps begin.
+    engine.programs[0].stepper.compilation.wait("scoring")
+    while not engine.programs[0].evaluation.compiled:
+        events += engine.advance()
     begun, may_go_on, steps = threading.Event(), threading.Event(), CompiledProgram.steps
 
     def held_up(self, state, inputs, *more):
@@ -297,9 +340,10 @@ def test_compiled_steps_go_on_while_what_came_of_the_last_ones_is_dealt_with(mon
         steps(self, state, inputs, *more)
 
     monkeypatch.setattr(CompiledProgram, "steps", held_up)
-    while len({event.epoch for event in events}) < 2:
+    known = len({event.epoch for event in events})
+    while len({event.epoch for event in events}) == known:
         events += engine.advance()
-    # What the second epoch came to is known, and the third has begun.
+    # What another epoch came to is known, and the one after it has begun.
     assert begun.wait(60) and not may_go_on.is_set()
     # Nor has the engine given the program up, since its steps came to no end.
     assert not notices

@@ -19,7 +19,7 @@ import torch
 
 from sweep.spec import load_spec
 from sweep.training import lanes_compile, lanes_operators
-from sweep.training.compile_program import keep_numbers
+from sweep.training.compile_program import end_products, keep_numbers
 from sweep.training.lanes_blocks import TRIES, Blocks
 from sweep.training.lanes_brief import brief
 from sweep.training.lanes_cache import (
@@ -55,12 +55,13 @@ def compilation(brief=None, **study):
     exp = experiment({**BASE, **study})
     program, inputs = begun(exp, PARAMS, SLOTS)
     step, table = program.stepper.step, program.stepper.table
-    function = step_function(step, program.state, inputs, table)
+    state = program.banks[0].state
+    function = step_function(step, state, inputs, table)
 
     def source():
-        return trace(function, tensors((program.state, inputs)), tensors(table))
+        return trace(function, tensors((state, inputs)), tensors(table))
 
-    return Compilation({STEP: source, "scoring": program.evaluation.source(program.state)}, brief)
+    return Compilation({STEP: source, "scoring": program.evaluation.source(state)}, brief)
 
 
 def test_a_file_that_is_no_library_is_thrown_away_and_nothing_else_happens(home):
@@ -112,6 +113,43 @@ def test_what_a_lane_has_one_number_of_is_computed_before_the_loops_that_need_it
     assert [n.args[0].name for n in kept] == ["clamp"]
     for got, expected in zip(exported.module()(*given), step(*given), strict=True):
         assert torch.equal(got, expected)
+
+
+def test_products_end_by_relu_and_its_derivative_where_nobody_else_needs_them():
+    relu, derivative = torch.ops.aten.relu.default, torch.ops.aten.threshold_backward.default
+
+    def step(a, b, bias, wide, many):
+        one = relu(torch.ops.aten.mul.Scalar(bias, 1).view(-1, 1, 5) + torch.bmm(a, b))
+        other = relu(torch.bmm(one, wide) + bias.view(-1, 1, 5))
+        shared = torch.bmm(a, b)
+        return (
+            derivative(torch.bmm(other, wide), one, 0),
+            # Not these: needed as it is, another threshold, no row, scaled, of whole numbers.
+            relu(shared + bias.view(-1, 1, 5)) + shared,
+            derivative(torch.bmm(other, wide), one, 0.5),
+            relu(torch.bmm(a, b) + one),
+            relu(torch.add(torch.bmm(a, b), bias.view(-1, 1, 5), alpha=2)),
+            relu(torch.bmm(many, many) + many[:, 0].view(-1, 1, 3)),
+        )
+
+    lanes = torch.export.Dim("lanes", min=2, max=100)
+    shapes = (8, 4, 3), (8, 3, 5), (8, 5), (8, 5, 5)
+    given = *(torch.randn(shape) for shape in shapes), torch.randint(-9, 9, (8, 3, 3))
+    graph = torch.fx.symbolic_trace(step)
+    for node in graph.graph.nodes:
+        if node.target is torch.bmm:
+            node.target = lanes_operators.MATMUL
+    graph.recompile()
+    exported = torch.export.export(graph, given, dynamic_shapes=[{0: lanes}] * 5)
+    end_products(exported)
+    ended = (lanes_operators.MATMUL_RELU, lanes_operators.MATMUL_GATED)
+    nodes = list(exported.graph.nodes)
+    assert [n.target for n in nodes if n.target in ended] == [ended[0], ended[0], ended[1]]
+    bias = next(n for n in nodes if n.target is ended[0]).args[2]
+    assert bias.op == "placeholder"
+    assert sum(n.target is lanes_operators.MATMUL for n in nodes) == 5
+    for got, expected in zip(exported.module()(*given), step(*given), strict=True):
+        torch.testing.assert_close(got, expected)
 
 
 @pytest.mark.parametrize("lanes, threads, size", [(9, 3, 3), (10, 3, 4), (2, 2, 2), (8, 1, 8)])
@@ -265,7 +303,8 @@ def test_compiled_scores_are_the_eager_ones(case, monkeypatch):
     program = Program(exp, models[0], SLOTS)
     program.waiting.extend(models)
     program.advance()
-    made = Compilation({"scoring": program.evaluation.source(program.state)}, None)
+    bank = program.banks[0]
+    made = Compilation({"scoring": program.evaluation.source(bank.state)}, None)
     made.start()
     made.wait("scoring")
     if "compiler" in str(made.errors):
@@ -276,23 +315,23 @@ def test_compiled_scores_are_the_eager_ones(case, monkeypatch):
         assert b"\0aoti_sweep_cpu_lanes_matmul\0" in made.libraries["scoring"].read_bytes()
     for lane, bad in ((0, None), (1, torch.nan)):
         if bad is not None:
-            next(iter(program.state.parameters.values()))[lane] = bad
+            next(iter(bank.state.parameters.values()))[lane] = bad
         found = []
         graph, compiled = made.traced["scoring"], made.ready["scoring"]
         for looks in ((None, None), (graph, None), (graph, compiled)):
             program.evaluation.traced, program.evaluation.compiled = looks
-            seats = dict(enumerate(program.seats.lanes))
+            seats = dict(enumerate(bank.seats.lanes))
             found.append(
                 [
-                    program.evaluation.scores(seats, program.state, which, asked)
+                    program.evaluation.scores(seats, bank.state, which, asked)
                     for which in ("test", "train")
                     for asked in (
-                        program.ends.asked,
-                        program.ends.asked[:1],
-                        program.ends.asked[1:],
+                        bank.ends.asked,
+                        bank.ends.asked[:1],
+                        bank.ends.asked[1:],
                     )
                 ]
-                + [program.evaluation.held_out_losses(seats, program.state)]
+                + [program.evaluation.held_out_losses(seats, bank.state)]
             )
         for eager, *others in zip(*found, strict=True):
             for quick in others:
@@ -301,8 +340,8 @@ def test_compiled_scores_are_the_eager_ones(case, monkeypatch):
                     np.testing.assert_allclose(quick[slot], value, rtol=1e-12)
     # Of those that have a formula nothing is asked of the model again.
     monkeypatch.setattr(program.evaluation, "_outputs", None)
-    program.seats.resize([0], 1)
-    program.evaluation.scores({0: program.seats.lane(0)}, program.state, "test", program.ends.asked)
+    bank.seats.resize([0], 1)
+    program.evaluation.scores({0: bank.seats.lane(0)}, bank.state, "test", bank.ends.asked)
     program.evaluation.traced, program.evaluation.compiled = None, None
     program.stepper.compilation = made
     program.advance()

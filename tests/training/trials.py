@@ -78,10 +78,11 @@ def begun(exp: Experiment, params: dict, lanes: int) -> tuple[Program, StepInput
     program.waiting.extend(models)
     program.advance()
     zero = torch.zeros(lanes, dtype=torch.int64)
+    batch = program.banks[0].equipment.orders.batch
     return program, StepInputs(
         folds=zero,
-        rows=torch.zeros(lanes, program.batch, dtype=torch.int32),
-        n_rows=zero + program.batch,
+        rows=torch.zeros(lanes, batch, dtype=torch.int32),
+        n_rows=zero + batch,
         step=zero,
         learning_rate=torch.full((lanes,), 0.1, dtype=exp.dtype),
     )
