@@ -56,22 +56,21 @@ def plain_seconds(command: list[object], environment: dict[str, str], epochs: in
     return whole - peer["seconds"] + epochs / peer["epochs_per_second"]
 
 
-def gemm_rate() -> float:
-    """GFLOP/s of float32 matrix multiplication here, on all cores."""
+def gemm_rate(seconds: float = 2.0) -> float:
+    """GFLOP/s of float32 matrix multiplication here, on all cores, as sustained for so long."""
     before = torch.get_num_threads()
     torch.set_num_threads(CORES)
     try:
         a = torch.randn(1024, 1024)
         for _ in range(3):
             a @ a
-        taken = []
-        for _ in range(20):
-            began = time.perf_counter()
+        began, products = time.perf_counter(), 0
+        while (taken := time.perf_counter() - began) < seconds:
             a @ a
-            taken.append(time.perf_counter() - began)
+            products += 1
     finally:
         torch.set_num_threads(before)
-    return 2 * 1024**3 / min(taken) / 1e9
+    return products * 2 * 1024**3 / taken / 1e9
 
 
 class Ran:
@@ -96,17 +95,27 @@ class Ran:
         began = min(trial.datetime_start for trial in self.trials)
         return (max(trial.datetime_complete for trial in self.trials) - began).total_seconds()
 
-    @property
-    def flops(self) -> float:
-        """Of the forward and backward passes of all epochs; penalty and update not counted."""
+    def flops(self, scoring: bool) -> float:
+        """Of the forward and backward passes of all epochs; with `scoring`, of the forward passes
+        over the rows scored as well: of the test rows each epoch, of the training rows at the end.
+        Penalty and update are not counted.
+        """
         batch = self.experiment.spec.train.batch_size
-        rows = min(len(fold.train) for fold in self.experiment.problem.folds)
-        setting = self.experiment.spec.setting(self.trials[0].params)
-        module = self.experiment.build_model(setting, 0)
+        folds = self.experiment.problem.folds
+        module = self.experiment.build_model(self.experiment.spec.setting(self.trials[0].params), 0)
         x = torch.zeros(batch, *self.experiment.problem.input_shape)
-        with FlopCounterMode(display=False) as counter:
-            module(x).sum().backward()
-        return self.epochs * (rows / batch) * counter.get_total_flops()
+        with FlopCounterMode(display=False) as forward:
+            outputs = module(x)
+        with FlopCounterMode(display=False) as backward:
+            outputs.sum().backward()
+        a_row = forward.get_total_flops() / batch
+        rows = min(len(fold.train) for fold in folds)
+        flops = self.epochs * rows * (a_row + backward.get_total_flops() / batch)
+        if scoring:
+            ended = sum(trial.state is TrialState.COMPLETE for trial in self.trials)
+            flops += self.epochs * min(len(fold.test) for fold in folds) * a_row
+            flops += ended * len(folds) * rows * a_row
+        return flops
 
     def check_scores(self) -> None:
         """Fast and wrong does not count: the reference engine gets the stored fold scores."""

@@ -83,7 +83,7 @@ CASES = {
     "rnn": Case(5.0, 5.0, "rnn", 32, 64, 5, peer_trials=4),
     "gru": Case(5.0, 5.0, "gru", 32, 64, 5, peer_trials=2),
 }
-IN_USE = {"128-128, batch 128": 0.3}
+IN_USE = {"128-128, batch 128": 0.4}
 """The least part of the GEMM rate that is in use while training; aimed at is 0.5."""
 
 
@@ -93,28 +93,30 @@ def test_sweep_against_plain_optuna_and_pytorch(name: str, tmp_path: Path) -> No
     ours = {}
     for cache in ("cold", "second", "warm"):
         command = sweep(case.study, tmp_path / f"{cache}.db", case.trials, *case.overrides)
+        # The machine's speed drifts: of the warm run what it was just before and after.
+        rates = [gemm_rate()]
         ours[cache], _ = run(command, env)
+        rates.append(gemm_rate())
+    rate = sum(rates) / 2
     ran = Ran(case.study, tmp_path / "warm.db", *case.overrides)
     assert len(ran.trials) == case.trials
     peer = case.peer(case.peer_trials, tmp_path / "plain.db")
     plain = plain_seconds(peer, env, ran.epochs)
-    rate = gemm_rate()
-    used = {
-        what: ran.flops / seconds / 1e9 / rate
-        for what, seconds in (("process", ours["warm"]), ("training", ran.training_seconds))
-    }
+    trained, passed = (ran.flops(scoring) / 1e9 / rate for scoring in (False, True))
+    in_use = passed / ran.training_seconds
     print(
         f"\n{name}: plain {plain:.0f} s (from {case.peer_trials} trials); "
         f"sweep cold {ours['cold']:.1f} s = {plain / ours['cold']:.1f}x, "
         f"second {ours['second']:.1f} s, "
         f"warm {ours['warm']:.1f} s = {plain / ours['warm']:.1f}x (aimed at: {case.target:g}x); "
-        f"GEMM {rate:.0f} GFLOP/s, {used['process']:.0%} of it in use over the whole process, "
-        f"{used['training']:.0%} while training"
+        f"GEMM {rate:.0f} GFLOP/s, {passed / ours['warm']:.0%} of it in use over the whole "
+        f"process, {in_use:.0%} while training "
+        f"({trained / ran.training_seconds:.0%} without the passes that score)"
     )
     ran.check_scores()
     ran.check_peer(case.peer(0, tmp_path / "none"), env)
     assert plain / ours["warm"] >= case.least
-    assert used["training"] >= IN_USE.get(name, 0.0)
+    assert in_use >= IN_USE.get(name, 0.0)
 
 
 def test_sweep_against_skorch_and_grid_search(tmp_path: Path) -> None:

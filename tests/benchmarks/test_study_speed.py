@@ -30,7 +30,7 @@ GRID = [
     "train.clip_norm=null",
 ]
 SPACE = distributions(load_spec(MLP).spec)
-RATES = {"none diverges": "[0.05, 0.04]", "half diverges": "[0.05, 1.0e+6]"}
+RATES = {"half diverges": "[0.05, 1.0e+6]", "none diverges": "[0.05, 0.04]"}
 
 
 def test_trials_that_diverge_at_once_free_their_place(tmp_path: Path) -> None:
@@ -39,24 +39,28 @@ def test_trials_that_diverge_at_once_free_their_place(tmp_path: Path) -> None:
     Of few trials the start, which is the same for all, has a large share.
     """
     env = environment(tmp_path / "cache")
-    for turn, trials, most in (("first", 200, 1.0), ("again", 200, 0.75), ("many", 1000, 0.68)):
-        seconds = {}
-        for name, rates in RATES.items():
-            database = tmp_path / f"{turn} {name}.db"
+    turns = ("first", 200, 1.0), ("again", 200, 0.8), ("many", 1000, 0.68)
+    for turn, trials, most in turns:
+        seconds: dict[str, list[float]] = {name: [] for name in RATES}
+        # One after the other and back again: the machine's speed drifts.
+        for i, name in enumerate((*RATES, next(iter(RATES)))):
+            database = tmp_path / f"{turn} {i}.db"
             step = 0.02 / trials
             grid = [
                 *GRID,
                 f"lambda={{low: {step}, high: 0.01, step: {step}}}",
-                f"train.learning_rate={{choices: {rates}}}",
+                f"train.learning_rate={{choices: {RATES[name]}}}",
             ]
-            seconds[name], _ = run(sweep(MLP, database, trials, *grid), env)
+            taken, _ = run(sweep(MLP, database, trials, *grid), env)
+            seconds[name].append(taken)
             with Store.open(f"sqlite:///{database}") as store:
                 counts = store.counts(store.study_id("digits-mlp"))
             assert counts["FAIL"] == (trials // 2 if name == "half diverges" else 0)
             assert counts["COMPLETE"] + counts["FAIL"] == trials
-        ratio = seconds["half diverges"] / seconds["none diverges"]
-        taken = ", ".join(f"{n}: {s:.1f} s" for n, s in seconds.items())
-        print(f"\n{turn} {trials} trials: {ratio:.2f} of the time ({taken})")
+        means = {name: statistics.mean(taken) for name, taken in seconds.items()}
+        ratio = means["half diverges"] / means["none diverges"]
+        said = ", ".join(f"{name}: {mean:.1f} s" for name, mean in means.items())
+        print(f"\n{turn} {trials} trials: {ratio:.2f} of the time ({said})")
         assert ratio <= most
 
 

@@ -542,7 +542,9 @@ print(made.libraries["scoring"])
 """
 
 
-def test_what_is_being_compiled_when_a_run_ends_may_be_finished_without_it(home):
+def test_what_is_being_compiled_when_a_run_ends_may_be_finished_without_it(home, native):
+    # That it would be made as well is seen elsewhere.
+    shutil.copy(native, cache_directory())
     done = subprocess.run([sys.executable, "-c", LEAVES], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     library, until = Path(done.stdout.strip()), time.monotonic() + 120
