@@ -202,6 +202,8 @@ class Loop:
 
     def _ask(self, most: int) -> list[Trial] | None:
         """New trials, at most `most`, as many as may be chosen now; None if they were too late."""
+        if not self.mirror.may_ask():
+            return []
         first = sum(self.store.counts(self.study.study_id).values())
         asked: list[dict[str, Any]] = []
         while len(asked) < most and first + len(asked) < self.total and self.mirror.may_ask():

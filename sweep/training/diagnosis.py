@@ -73,8 +73,8 @@ def make_recipe(setting: Setting, rates: Sequence[float]) -> Recipe:
 def recorded(watch: Watch, last: int) -> tuple[list[float], list[float]]:
     """The last steps up to `last` of loss and gradient norm, oldest first."""
     steps = range(max(0, last - RECORD + 1), last + 1)
-    rows = [watch.record[:, s % RECORD].tolist() for s in steps]
-    return [r[0] for r in rows], [r[1] for r in rows]
+    losses, norms = watch.record[:, [step % RECORD for step in steps]].tolist()
+    return losses, norms
 
 
 def first_to_blow_up(

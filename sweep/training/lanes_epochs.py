@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from sweep.training.batches import BatchOrders
 from sweep.training.diagnosis import diagnose
@@ -197,7 +196,7 @@ class EpochEnds:
 
 def diagnosis(watch: Watch, place: int, model: LaneModel, reason: Reason | None = None) -> Outcome:
     """How the lane whose part of `watch` is at this place diverged: as it says, or by `reason`."""
-    own: Watch = tree_map(lambda t: t[place].cpu(), watch)
+    own = Watch(*(t[place].cpu() for t in watch))
     if reason is not None:
         own = own._replace(code=torch.tensor(CODES.index(reason) + 1))
     failure = diagnose(own, list(model.start.parameters), model.member, model.plan)
@@ -214,5 +213,5 @@ def _copied(state: State, slots: Sequence[int]) -> State:
     return state._replace(
         parameters=copied(state.parameters),
         buffers=copied(state.buffers),
-        watch=tree_map(lambda t: t.index_select(0, index), state.watch),
+        watch=Watch(*(t.index_select(0, index) for t in state.watch)),
     )
