@@ -178,6 +178,16 @@ def test_blocks_come_to_the_size_that_takes_least_time(seconds, best):
         assert all(tried.count(size) <= TRIES for size in set(tried) - {best})
 
 
+def test_blocks_come_to_a_size_also_where_lanes_become_fewer_before_all_was_tried():
+    blocks = Blocks(2)
+    blocks.took(blocks.size(160), 60.0)
+    tried = []
+    for _ in range(100):
+        tried.append(blocks.size(40))
+        blocks.took(tried[-1], abs(tried[-1] - 8) + 20)
+    assert tried[-40:] == [8] * 40 and max(tried) <= 20
+
+
 def test_what_was_compiled_is_found_by_its_brief_without_tracing(home):
     first = compilation("a brief")
     assert not first.libraries
