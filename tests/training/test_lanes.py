@@ -250,6 +250,7 @@ def test_a_compiled_step_changes_no_result(case, banks, monkeypatch):
         assert all(b"\0aoti_sweep_empty_strided\0" in step for step in steps)
         if case.startswith("mlp"):
             assert all(b"\0aoti_sweep_cpu_lanes_kept\0" in step for step in steps)
+            assert all(b"\0aoti_sweep_cpu_lanes_matmul_relu\0" in step for step in steps)
     alone = train(exp, trials, "reference")
     for number, one in alone.items():
         if one.failure is not None:
